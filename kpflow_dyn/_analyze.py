@@ -194,7 +194,7 @@ def analyze(
     if task is not None and task.mask is not None and not all_steps:
         flow = flow.where(task.mask != 0)
     rng, report = Random(seed), progress or (lambda stage, done, total: None)
-    training = _training(optimizer, lr=lr, clip=clip, steps=steps, progress=report)
+    training = training_of(optimizer, lr=lr, clip=clip, steps=steps, progress=report)
     dataset = _learning(flow, task, readout, loss, mask, seed, training, report)
     found = summary(flow, k, samples, rng, SOLVER, report)
     state, measure = _double(flow.solution.state), _measure_of(flow.ntk.domain)
@@ -209,7 +209,7 @@ def analyze(
     return dataset.assign_attrs(_attributes(flow, k, samples, seed, task, init))
 
 
-def _training(optimizer: Any, **options: Any) -> dict[str, Any] | None:
+def training_of(optimizer: Any, **options: Any) -> dict[str, Any] | None:
     """The options of a training by an optimizer, or None where there is none."""
     if optimizer is not None:
         return {"optimizer": optimizer} | options

@@ -145,7 +145,7 @@ def test_an_interrupt_says_what_is_kept(file: Path, monkeypatch, number: int, st
     monkeypatch.setattr(Setup, "__call__", interrupted)
     result = run(file)
     assert result.exit_code == status
-    assert result.stderr.endswith("kpflow-dyn: interrupted: 2 of 4 points are done and kept; run again to resume\n")
+    assert result.stderr.endswith("kpflow-dyn: interrupted: 2 of 4 points are recorded (2 done); run again to resume\n")
     assert "4 points: 4 done" in run(file).output and len(calls) == 5
 
 

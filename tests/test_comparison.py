@@ -156,7 +156,8 @@ def test_accuracies_are_those_of_the_outputs() -> None:
     rows = {line.split("  ")[0]: line.split()[-2:] for line in shown.splitlines()}
     assert rows[""] == ["A", "B"] and rows["loss"] == [f"{loss:.4g}" for loss in found.loss]
     assert rows["accuracy"] == [f"{part:.4g}" for part in found.accuracy]
-    assert "(under the loss)" in shown and f"next steps {found.step:.4f}" in shown
+    assert shown.count("(of the outputs, under the loss)") == 2  # the effective rank and the alignment of the NTK
+    assert f"next steps {found.step:.4f}" in shown
     axes = found.plot().axes
     assert axes[1].get_ylabel() == "Rate under the loss" and len(axes[1].lines) == 2
 

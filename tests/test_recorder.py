@@ -228,7 +228,7 @@ def test_what_cannot_be_recorded_is_explained(tmp_path, step, model, kind, messa
 
 
 def test_what_cannot_be_read_is_explained(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no recorded steps"):
+    with pytest.raises(FileNotFoundError, match=r"no recorded steps.*a kp\.Recorder writes them"):
         kp.Recorder.read(tmp_path / "nowhere")
     for step in (0, 5, 10):
         kp.Recorder(tmp_path)(step, nn.GRUCell(3, 4), 1.0)

@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs_version
 import kpflow_dyn as kp
 from kpflow_dyn._analyze import WORDS, analyze
 from kpflow_dyn.report import page_of, read_results, summarize, with_error, write_report
+from kpflow_dyn.report._learning_charts import _order
 
 EVIL = "<script>alert('x')</script>"
 
@@ -371,6 +372,51 @@ def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Da
         tab.select_option("#lines select >> nth=0", index=1)
         header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
         assert header[2] == EVIL
+
+
+def test_a_loss_that_is_never_halved() -> None:
+    parts = xr.Dataset({"part_half": ("part", [np.inf])}, {"part": ["everything"]})
+    assert _order(parts).startswith("Gradient descent under the kernel as it is now would never halve the loss;")
+
+
+NEAR = [1.00001, 1.00002, 1.00003]
+FAR = [1e9 + 1, 1e9 + 2, 1e9 + 3]  # of one value each in single precision
+
+
+@pytest.fixture(scope="module")
+def near(tmp_path_factory: pytest.TempPathFactory) -> xr.Dataset:
+    """A sweep over values that differ in their last digits, with names that the page has uses for."""
+    swept = kp.Sweep(
+        lambda **at: {"gain": sum(at.values())}, {"series": NEAR, "panel": FAR}, tmp_path_factory.mktemp("s")
+    )
+    swept.run(progress=False)
+    return swept.collect()
+
+
+def test_labels_tell_the_values_of_an_axis_apart(near: xr.Dataset) -> None:
+    charts = {chart.name: chart for chart in page_of(near).charts}
+    trace = charts["maps"].views[0, 0].data[0]
+    assert list(trace.x) == [f"{value:.6g}" for value in NEAR] and list(trace.y) == [f"{value:.10g}" for value in FAR]
+    assert "series = 1.00003" in charts["lines"].finding and "panel = 1000000003" in charts["maps"].finding
+    layout = charts["multiples"].views[0, 0].layout
+    assert [layout[f"xaxis{i}"].title.text for i in (1, 2, 3)] == [f"panel = {value:.10g}" for value in FAR]
+
+
+@needs_chromium
+def test_files_tell_the_values_of_an_axis_apart(near: xr.Dataset, tmp_path: Path) -> None:
+    write_report(near, tmp_path / "near.html")
+    with opened(tmp_path / "near.html", 1280) as (tab, _):
+        header, *rows = table(saved(tab, "#lines [data-kind=csv]")[1])
+        assert header[:3] == ["series", "series (2)", "gain"]
+        assert [float(row[1]) for row in rows if row[0] == "mean"] == NEAR
+        tab.click("#lines summary")
+        tab.wait_for_selector("#lines tbody tr")
+        shown = {text.split("\t")[1] for text in tab.locator("#lines tbody tr").all_inner_texts()}
+        assert shown == {f"{value}" for value in NEAR}
+        header, *rows = table(saved(tab, "#maps [data-kind=csv]")[1])
+        assert {row[header.index("series")] for row in rows} == {f"{value}" for value in NEAR}
+        header, *rows = table(saved(tab, "#multiples [data-kind=csv]")[1])
+        assert header == ["series", "panel", "series (2)", "gain"] and len({tuple(row[1:3]) for row in rows}) == 9
 
 
 def test_a_page_of_what_lies_on_disk(dataset: xr.Dataset, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_signal_to_the_driver_stops_the_sweep(number, ends, caught: bool, tmp_
         with pytest.raises(ends) as caught_here:
             sweep.run()
         if ends is KeyboardInterrupt:
-            assert str(caught_here.value) == "1 of 3 points are done and kept; run again to resume"
+            assert str(caught_here.value) == "1 of 3 points are recorded (1 done); run again to resume"
             assert "3, of which 1 computed, 2 missing" in repr(sweep)
         assert signal.getsignal(number) is handler
     finally:
@@ -542,6 +542,22 @@ def test_a_point_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     assert sweep.failures()[0].error == "took longer than 0.2 s"
     with pytest.raises(ValueError, match="positive"):
         sweep.run(timeout=0.0)
+
+
+def test_a_time_limit_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a module does not stay behind; the point's own time counts from then on."""
+    (tmp_path / "takes_a_while.py").write_text("import time\ntime.sleep(0.5)\nVALUE = 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(wait):
+        from takes_a_while import VALUE  # pyright: ignore[reportMissingImports]
+
+        time.sleep(wait)
+        return {"x": VALUE}
+
+    sweep = kp.Sweep(run, {"wait": [0.0, 30.0, 0.001]}, tmp_path / "out")
+    assert str(sweep.run(timeout=0.2)) == "3 points: 2 done, 1 timed out"
+    assert sweep.collect().status.values.tolist() == ["done", "timed out", "done"]
 
 
 def test_a_time_limit_in_a_thread_of_this_process_is_refused(tmp_path: Path) -> None:

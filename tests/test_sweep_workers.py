@@ -91,6 +91,20 @@ def test_every_kind_of_trouble_leaves_the_rest_done(tmp_path: Path) -> None:
     assert sweep.run(Processes(2)) == status
 
 
+def test_a_time_limit_leaves_no_half_imported_module_in_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "takes_long.py").write_text("import time\ntime.sleep(1.8)\nVALUE = 7\n")  # longer than limit and grace
+
+    def run(n):
+        sys.path.insert(0, str(tmp_path))
+        import takes_long  # pyright: ignore[reportMissingImports]
+
+        return {"x": takes_long.VALUE * n, "pid": os.getpid()}
+
+    sweep = kp.Sweep(run, {"n": range(3)}, tmp_path / "out")
+    assert sweep.run(Processes(1), timeout=0.5).done == 3
+    assert len(set(sweep.collect().pid.values)) == 1  # it was not killed either
+
+
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
     """Workers that hear SIGINT, also where the tests were started as a job that ignores it."""
@@ -233,7 +247,7 @@ def test_an_interrupted_driver_resumes(executor: str, tmp_path: Path) -> None:
     done = recorded(tmp_path / "out")
     assert 5 <= done < 40
     assert said.count("Traceback") == 1 and len(said.splitlines()) < 12, said
-    assert f"KeyboardInterrupt: {done} of 40 points are done and kept; run again to resume" in said
+    assert f"KeyboardInterrupt: {done} of 40 points are recorded ({done} done); run again to resume" in said
     until(lambda: not alive(running.pid))
     sweep = kp.Sweep(functools.partial(noted, str(tmp_path / "log")), {"seed": range(40)}, tmp_path / "out")
     assert sweep.status().done == done

@@ -381,7 +381,10 @@ def test_no_trials_are_refused(spec, trials):
         ("reaching", {"movement": 0}, "movement must be at least 1, got 0"),
         (DECISION, {"delay": 3}, "Making-v0 has no option delay; it has: dt, dim_ring, rewards, timing, cohs, sigma"),
         (DECISION, {"timing": {"wait": 3}}, "no option wait; it has: fixation, stimulus, delay, decision"),
-        ("neurogym:yang19.dms-v0", {"wait": 3}, "does not take these options.*'wait'"),
+        ("neurogym:yang19.dms-v0", {"wait": 3}, "with wait=3 failed: .*'wait'.*; check these options"),
+        (DECISION, {"dt": "5o"}, f"{DECISION} with dt='5o' failed: .*; check these options"),
+        (DECISION, {"dt": 0}, f"{DECISION} with dt=0 failed: .*; check these options"),
+        (DECISION, {"dt": -50}, f"{DECISION} with dt=-50 failed: .*; check these options"),
         ("x.npz", {"delay": 3}, "has no option delay; it has: none"),
     ],
 )

@@ -77,11 +77,8 @@ class Comparison(ShownAsText):
     ranks: Mapping[str, tuple[Estimate, Estimate]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        under = "  (under the loss)" if self.loss else ""
         degrees = ", ".join("none" if math.isnan(angle) else f"{angle:.1f}" for angle in np.degrees(self.angles))
-        alike = [
-            f"alignment of {name:4} {_shown(found)}{under * (name == 'NTK')}" for name, found in self._alignments()
-        ]
+        alike = [f"alignment of {name:4} {_shown(found)}{self._under(name)}" for name, found in self._alignments()]
         step = [] if self.loss is None else [f"cosine of the next steps {self.step:.4f}"]
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
         return "\n".join([*self._side_by_side(), *alike, *step, angles])
@@ -89,10 +86,16 @@ class Comparison(ShownAsText):
     def _side_by_side(self) -> list[str]:
         """A row for each number that both have."""
         now = {"loss": self.loss, "accuracy": self.accuracy}
-        rows = [("", self.names), *((name, [f"{one:.4g}" for one in pair]) for name, pair in now.items() if pair)]
-        rows += [(f"effective rank of {name}", [_shown(one) for one in pair]) for name, pair in self.ranks.items()]
+        rows = [("", self.names, "")]
+        rows += [(name, [f"{one:.4g}" for one in pair], "") for name, pair in now.items() if pair]
+        for name, pair in self.ranks.items():
+            rows.append((f"effective rank of {name}", [_shown(one) for one in pair], self._under(name)))
         widths = [max(len(row[1][place]) for row in rows) for place in (0, 1)]
-        return [f"{name:21}  {first:>{widths[0]}}  {second:>{widths[1]}}" for name, (first, second) in rows]
+        return [f"{name:21}  {a:>{widths[0]}}  {b:>{widths[1]}}{under}" for name, (a, b), under in rows]
+
+    def _under(self, operator: str) -> str:
+        """Of what the operator is, where the loss makes it another one: K and P are those of the states."""
+        return "  (of the outputs, under the loss)" if self.loss and operator == "NTK" else ""
 
     def _alignments(self) -> list[tuple[str, Estimate]]:
         known = {"NTK": self.ntk, "K": self.K, "P": self.P}

@@ -96,14 +96,19 @@ def loss_of_targets(loss: Loss, target: Any, mask: Any, axes: int | None = None)
     """The same before there are outputs, of which only the number of axes may be known: its arrays are of numpy."""
     if callable(loss):
         return _of_function(loss, target, mask)
-    if loss not in MAKERS:
-        raise ValueError(f"loss is {loss!r}, expected one of {', '.join(MAKERS)}, or a function (y, target) -> number")
+    check_name(loss)
     if target is None:
         raise ValueError(f"the loss {loss} needs a target; only a function of your own may do without")
     values = to_numpy(target)
     if values.dtype.kind in "biu":
         values = values.astype(float if values.ndim == axes and values.shape[-1] > 1 else int)  # one-hot, or indices
     return OutputLoss(*MAKERS[loss](values, mask), loss)
+
+
+def check_name(loss: str) -> None:
+    """Raise for a name of no loss."""
+    if loss not in MAKERS:
+        raise ValueError(f"loss is {loss!r}, expected one of {', '.join(MAKERS)}, or a function (y, target) -> number")
 
 
 def default_loss(target: Any, shape: Sequence[int]) -> str:

@@ -73,7 +73,10 @@ class Recorder:
             (int(match[1]), path) for path in Path(folder).glob("*") if (match := _NAME.fullmatch(path.name))
         )
         if not found:
-            raise FileNotFoundError(f"no recorded steps (step_*.safetensors) in {folder}")
+            raise FileNotFoundError(
+                f"no recorded steps (step_*.safetensors) in {folder}; a kp.Recorder writes them: call it in your "
+                "training loop, as record(step, model, loss=loss). Or compare two checkpoints with kpflow-dyn compare"
+            )
         losses = [float(_metadata(path)["loss"]) for _, path in found]
         return Recording(Path(folder), np.array([step for step, _ in found]), np.array(losses))
 

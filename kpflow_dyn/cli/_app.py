@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import dataclass
 from importlib.resources import as_file, files
@@ -202,7 +203,9 @@ class Output:
 
 
 def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int | None, out: Output) -> None:
+    given.check_learning(asked.get("loss"), asked["optimizer"], asked["lr"], clip=asked.get("clip"))
     check_folder(out.folder, {*FILE_NAMES, *LEARNING_NAMES, PAGE}, out.overwrite)
+    begin = time.perf_counter()
     with stages() as progress, warnings.catch_warnings(record=True) as of_flow:
         progress("loading the model and its inputs", 0, None)
         subject = subject_of(source, seed, threads, asked.get("loss"))
@@ -211,7 +214,7 @@ def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int |
         warnings.simplefilter("always")
         progress("running and linearising", 0, None)
         flow = _linearised(subject, work)
-        cost = cost_of(flow, work)
+        cost = cost_of(flow, work, time.perf_counter() - begin)
     typer.echo(f"{cost}.")
     if out.dry_run:
         return

@@ -90,11 +90,11 @@ def shape_before(problem: Problem) -> tuple[int, ...] | None:
     return None
 
 
-def cost_of(flow: Flow, work: Work) -> Cost:
-    """What the analysis of a flow takes, from one application of its NTK."""
+def cost_of(flow: Flow, work: Work, spent: float = 0.0) -> Cost:
+    """What the analysis of a flow takes, from one application of its NTK, and what was spent to get it, in seconds."""
     space, problem = flow.ntk.domain, flow.solution.problem
     first, second = (_seconds(flow) for _ in range(2))
-    seconds = DRAWING + LEARNING * work.learning + work.applications * second / PROBES
+    seconds = spent + DRAWING + LEARNING * work.learning + work.applications * second / PROBES
     seconds += COMPILATIONS * max(0.0, first - second)
     return Cost(space.shape, space.axes, flow.J.domain.size, seconds, _bytes(problem, space.shape, work))
 

@@ -4,6 +4,7 @@ import ast
 import json
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,6 +119,21 @@ Inputs = Annotated[
         "[trial, ...] as it takes them.",
     ),
 ]
+
+
+def check_learning(
+    loss: str | None, optimizer: str | None = None, lr: float | None = None, clip: float | None = None
+) -> None:
+    """Raise for a loss or an optimiser that no model would take, before anything is loaded."""
+    from kpflow_dyn._analyze import training_of
+    from kpflow_dyn._backend import BACKENDS
+    from kpflow_dyn._learning.descent import optimizer_of
+    from kpflow_dyn._learning.losses import check_name
+
+    if loss is not None:
+        check_name(loss)
+    if training_of(optimizer, lr=lr, clip=clip) is not None:  # both frameworks have optimisers of the same names
+        optimizer_of(BACKENDS["torch" if find_spec("torch") else "jax"], optimizer, lr, clip)
 
 
 def task_options(given: Sequence[str] | None) -> dict[str, Any] | None:

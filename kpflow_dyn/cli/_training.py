@@ -67,6 +67,7 @@ def track(
     Running the same command again computes only what is new.
     """
     with plain_errors(debug, interrupted=TRACK_KEPT):
+        given.check_learning(loss)
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
         source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
@@ -114,6 +115,7 @@ def compare(
     It writes a page, comparison.json, .nc, .txt and .png.
     """
     with plain_errors(debug):
+        given.check_learning(loss)
         limit_threads(threads)
         check_folder(out, COMPARISON_FILES, overwrite)
         first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
@@ -127,7 +129,7 @@ def compare(
             found, about = _compared(both, {"k": modes, "samples": samples, "seed": seed}, loss)
         warned = notes(caught)
         about = said_of_options(first) | about | {"warnings": "\n".join(warned)}
-        said = "\n".join([str(found), about["learning"], *both[0].on_file, *both[1].on_file, *both[0].on_steps])
+        said = "\n".join([str(found), about["learning"], *_on_files(both, found.names), *both[0].on_steps])
         with new_folder(out) as folder:
             _write_comparison(found, _labelled(found, both, about), folder)
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
@@ -148,10 +150,14 @@ class Linearised:
     on_readout: str
     on_steps: list[str]
 
-    @property
-    def on_file(self) -> list[str]:
-        """What was found in the file, as lines."""
-        return as_found(self.file.name, self.network.found)
+
+def _on_files(both: Sequence[Linearised], names: Sequence[str]) -> list[str]:
+    """What was found in the files, as lines: first what is the same in both."""
+    found = [one.network.found for one in both]
+    same = {subject: words for subject, words in found[0].items() if words == found[1].get(subject)}
+    own = [{subject: words for subject, words in each.items() if subject not in same} for each in found]
+    said = zip([" and ".join(names), *names], [same, *own], strict=True)
+    return [line for name, each in said if any(each.values()) for line in as_found(name, each)]
 
 
 def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:

@@ -21,6 +21,7 @@ ERRORS = "± is one standard error; without it a number is exact in the digits s
 LOG = {"type": "log", "exponentformat": "power"}
 OPERATORS = {
     "NTK": "how one step of gradient descent moves the whole trajectory",
+    "NTK of the outputs, under the loss": "how one step of gradient descent on the loss moves the outputs",
     "K": "what the parameters change directly, in each step by itself",
     "P": "how the dynamics pass a change on to later states",
 }
@@ -67,7 +68,7 @@ def _now(one: xr.Dataset) -> str:
 
 
 def _side_by_side(dataset: xr.Dataset) -> Table:
-    operators = [str(name) for name in dataset.operator.values]
+    operators = _operators(dataset)
     now = {"loss": ("Loss", "on these trials"), "accuracy": ("Accuracy", "the share whose largest output is right")}
     rows = [
         (label, *(short(float(one), 4) for one in dataset[name].values), meaning)
@@ -75,12 +76,18 @@ def _side_by_side(dataset: xr.Dataset) -> Table:
         if name in dataset
     ]
     rows += [
-        (f"Effective rank of {name}", *_rank_texts(dataset, name), f"of {OPERATORS.get(name, name)}")
-        for name in operators
+        (f"Effective rank of {called}", *_rank_texts(dataset, name), f"of {OPERATORS.get(called, called)}")
+        for name, called in operators.items()
     ]
     rows += [(name.capitalize(), *pair, "") for name, pair in _texts(dataset).items()]
     note = f"An effective rank says in how many directions most lies: (sum)² / sum of squares of eigenvalues. {ERRORS}"
     return Table("The two networks", ("", *_names(dataset), "What it is"), rows, note)
+
+
+def _operators(dataset: xr.Dataset) -> dict[str, str]:
+    """What the operators are called, by name: under a loss the NTK is that of the outputs, K and P are the states'."""
+    under = " of the outputs, under the loss" if "loss" in dataset else ""
+    return {name: name + under * (name == "NTK") for name in map(str, dataset.operator.values)}
 
 
 def _texts(dataset: xr.Dataset) -> dict[str, list[str]]:
@@ -104,10 +111,9 @@ def _number(value: float, stderr: float) -> str:
 
 
 def _alike(dataset: xr.Dataset) -> Table:
-    under = ", under the loss" if "loss" in dataset else ""
     rows = [
-        (f"Alignment of {name}{under * (name == 'NTK')}", _alignment(dataset, name), OPERATORS.get(name, ""))
-        for name in map(str, dataset.operator.values)
+        (f"Alignment of {called}", _alignment(dataset, name), OPERATORS.get(called, ""))
+        for name, called in _operators(dataset).items()
         if np.isfinite(float(dataset.alignment.sel(operator=name)))
     ]
     if np.isfinite(step := float(dataset.step_cosine)):
@@ -138,7 +144,8 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     text = "In how many directions most of each operator lies, with bars of two standard errors."
     ranks = dataset.effective_rank.sel(operator="NTK").values
     a, b = _names(dataset)
-    finding = f"Most of the NTK lies in {short(ranks[0])} directions in {a}, and in {short(ranks[1])} in {b}."
+    ntk = _operators(dataset)["NTK"] + "," * ("loss" in dataset)
+    finding = f"Most of the {ntk} lies in {short(ranks[0])} directions in {a}, and in {short(ranks[1])} in {b}."
     return Chart("ranks", "Effective ranks side by side", text, {(): figure(traces, **axes)}, finding=finding)
 
 

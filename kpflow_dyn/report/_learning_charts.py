@@ -32,7 +32,8 @@ NOTE = (
     "tau = learning rate x steps, of plain gradient descent on all trials, all parts trained together, with the kernel "
     "(the NTK) as it is now. Training changes the kernel: trust the order more than the times. kp.forecast says how "
     "long they hold.",
-    "Out of reach: the share of the error that this kernel does not move.",
+    "Out of reach: the share of the error in directions with eigenvalues below 1e-6 of the largest, which this kernel "
+    "moves too slowly to count.",
     "What stands in the way. K: the parameters write less along what a part needs than along a typical direction. "
     "P: what is written is forgotten sooner than other changes, or explodes. C: the readout hardly reads it.",
 )
@@ -137,7 +138,7 @@ def _steps_to(one: xr.Dataset) -> str:
 
 
 def _order(dataset: xr.Dataset) -> str:
-    whole = f"Gradient descent under the kernel as it is now would halve the loss {_at(float(dataset.part_half[0]))}"
+    whole = f"Gradient descent under the kernel as it is now {_halved(float(dataset.part_half[0]))}"
     whole += "; training changes the kernel, which often makes it far sooner."
     ranked = _ranked(dataset, dataset.part_half.values)
     return f"{whole} Its parts are halved in this order: {ranked}." if ranked else whole
@@ -151,10 +152,11 @@ def _ranked(dataset: xr.Dataset, half: np.ndarray) -> str:
     return ", ".join(each) if len(each) > 1 else ""
 
 
-def _at(tau: float) -> str:
-    if math.isnan(tau):
-        return "at a time that was not found"
-    return "never" if math.isinf(tau) else f"at tau = {short(tau)} (tau = learning rate x steps)"
+def _halved(tau: float) -> str:
+    if math.isinf(tau):
+        return "would never halve the loss"
+    when = "a time that was not found" if math.isnan(tau) else f"tau = {short(tau)} (tau = learning rate x steps)"
+    return f"would halve the loss at {when}"
 
 
 def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
@@ -230,7 +232,7 @@ def _predicted(dataset: xr.Dataset) -> Chart:
         "reach or needs slow directions; one that rises is disturbed by the learning of other parts.",
         drawn if len(roads) > 1 else {key[1:]: one for key, one in drawn.items()},
         choices,
-        finding=_order(dataset),
+        finding=_by_optimizer(dataset) if _has_optimizer(dataset) else _order(dataset),  # of what is shown first
     )
 
 

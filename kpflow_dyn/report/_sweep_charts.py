@@ -17,6 +17,7 @@ from kpflow_dyn.report._charts import (
     figure,
     heat_map,
     line,
+    numbers,
     plain,
     spread,
     views,
@@ -86,11 +87,11 @@ def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
 
 def _ends(dataset: xr.Dataset, name: str, axis: str) -> str:
     """Where the mean of a number is least and largest along an axis."""
-    mean, where = _over(np.mean, _moved(dataset[name], [axis])), dataset[axis].values
+    mean, where = _over(np.mean, _moved(dataset[name], [axis])), _texts(dataset, axis)
     if not np.isfinite(mean).any():
         return f"{spaced(name)} is not known at any point."
     ends = [(word, int(find(mean))) for word, find in (("least", np.nanargmin), ("largest", np.nanargmax))]
-    said = [f"{word} at {axis} = {_text(where[i])} ({short(mean[i])})" for word, i in ends]
+    said = [f"{word} at {axis} = {where[i]} ({short(mean[i])})" for word, i in ends]
     return f"The mean of {spaced(name)} is {' and '.join(said)}."
 
 
@@ -133,7 +134,7 @@ def _highest(dataset: xr.Dataset, name: str, x: str, y: str) -> str:
     if not np.isfinite(mean).any():
         return f"{spaced(name)} is not known at any point."
     row, column = np.unravel_index(np.nanargmax(mean), mean.shape)
-    place = f"{x} = {_text(dataset[x].values[column])} and {y} = {_text(dataset[y].values[row])}"
+    place = f"{x} = {_texts(dataset, x)[column]} and {y} = {_texts(dataset, y)[row]}"
     return f"The mean of {spaced(name)} is largest at {place} ({short(mean[row, column])})."
 
 
@@ -162,8 +163,8 @@ def _panels(dataset: xr.Dataset, name: str, x: str, panel: str, third: list[str]
     """Lines in panels, at most so many in all."""
     values = _over(np.mean, _moved(dataset[name], [panel, x, *third]))  # [panel, x] or [panel, x, third]
     values = values if third else values[..., None]
-    titles = [f"{panel} = {_text(value)}" for value in dataset[panel].values]
-    lines = [f"{third[0]} = {_text(value)}" for value in dataset[third[0]].values] if third else [name]
+    titles = [f"{panel} = {text}" for text in _texts(dataset, panel)]
+    lines = [f"{third[0]} = {text}" for text in _texts(dataset, third[0])] if third else [name]
     shown = evenly(len(values), PANELS)
     drawn = evenly(values.shape[2], min(MOST_LINES, most // len(shown)))
     traces = [
@@ -233,17 +234,22 @@ def _over(how: Any, values: np.ndarray) -> np.ndarray:
 
 def _positions(dataset: xr.Dataset, axis: str) -> np.ndarray:
     """Numbers where they are, and everything else as text."""
-    values = dataset[axis].values
-    return values if values.dtype.kind in NUMBERS else _names(dataset, axis)
+    return dataset[axis].values if _is_scale(dataset, axis) else _names(dataset, axis)
 
 
 def _names(dataset: xr.Dataset, axis: str) -> np.ndarray:
-    return np.array([plain(_text(value)) for value in dataset[axis].values])
+    return np.array([plain(text) for text in _texts(dataset, axis)])
 
 
 def _axis(dataset: xr.Dataset, axis: str) -> dict[str, Any]:
-    kind = {} if dataset[axis].values.dtype.kind in NUMBERS else {"type": "category"}
+    kind = {} if _is_scale(dataset, axis) else {"type": "category"}
     return {"title": {"text": plain(axis)}, **kind}
+
+
+def _is_scale(dataset: xr.Dataset, axis: str) -> bool:
+    """Whether the values are numbers, which stay apart as they are written into the page."""
+    values = dataset[axis].values
+    return values.dtype.kind in NUMBERS and len(np.unique(numbers(values))) == len(np.unique(values))
 
 
 def _of(name: str) -> dict[str, Any]:
@@ -254,5 +260,13 @@ def _quantity(names: list[str]) -> Choice:
     return Choice("Number", tuple(spaced(name) for name in names))
 
 
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+def _texts(dataset: xr.Dataset, axis: str) -> list[str]:
+    """The values along an axis, with as few digits, from four on, as tell them apart."""
+    values = dataset[axis].values
+    if not all(isinstance(value, float | np.floating) for value in values):
+        return [str(value) for value in values]
+    for digits in range(4, 17):
+        texts = [f"{value:.{digits}g}" for value in values]
+        if len(set(texts)) == len(np.unique(values)):
+            return texts
+    return [repr(float(value)) for value in values]

@@ -19,11 +19,19 @@ const rowsOf = (() => {
     return String(Number.isInteger(value) ? value : Number(value.toPrecision(digits)));
   };
   const texts = (values, digits) => Array.from(decoded(values), (value) => text(value, digits));
+  // Along an axis, with as many digits more as it takes to tell the values apart.
+  const places = (values, digits) => {
+    const known = Array.from(decoded(values)).filter((value) => Number.isFinite(value));
+    const count = new Set(known).size;
+    while (digits < 17 && new Set(texts(known, digits)).size < count) digits += 1;
+    return texts(values, digits);
+  };
   const titleOf = (view, axis, otherwise) => plain(view.layout[axis]?.title?.text || otherwise);
   const axisOf = (name) => name.replace(/^[xy]/, "$&axis");
 
   const mapRows = (view, trace, digits) => {
-    const [x, y, z] = [trace.x, trace.y, trace.z].map((values) => texts(values, digits));
+    const [x, y] = [trace.x, trace.y].map((values) => places(values, digits));
+    const z = texts(trace.z, digits);
     const header = [titleOf(view, "yaxis", "y"), titleOf(view, "xaxis", "x"), plain(trace.colorbar?.title?.text || "value")];
     return [header, ...z.map((value, i) => [y[Math.floor(i / x.length)], x[i % x.length], value])];
   };
@@ -34,24 +42,38 @@ const rowsOf = (() => {
     if (error.symmetric !== false) return [[`${name}: 2 standard errors`, error.array]];
     return [[`${name}: down to the least`, error.arrayminus], [`${name}: up to the largest`, error.array]];
   };
-  const lineColumns = (view, trace) => {
+  // The columns of a trace, each with its name and the text of its cells; what is the same in all of them comes first.
+  const lineColumns = (view, trace, digits) => {
     const [xaxis, yaxis] = [axisOf(trace.xaxis || "x"), axisOf(trace.yaxis || "y")];
     const panel = view.layout.meta?.x; // where there are panels, their axes are titled by what differs
     const [x, y] = [panel ? plain(panel) : titleOf(view, xaxis, "x"), titleOf(view, yaxis, "y")];
-    const columns = [[x, trace.x], [y, trace.y], ...barsOf(trace.error_x, x), ...barsOf(trace.error_y, y)];
-    if (trace.text) columns.unshift(["name", trace.text]);
-    if (trace.meta?.customdata) columns.push([trace.meta.customdata, trace.customdata]);
-    return { same: [["series", plain(trace.name)], ...(panel ? [["panel", titleOf(view, xaxis, "")]] : [])], columns };
+    const along = places(trace.x, digits);
+    const same = (text) => along.map(() => plain(text));
+    const columns = [["series", same(trace.name)]];
+    if (panel) columns.push(["panel", same(titleOf(view, xaxis, ""))]);
+    if (trace.text) columns.push(["name", texts(trace.text, digits)]);
+    columns.push([x, along], [y, texts(trace.y, digits)]);
+    const bars = [...barsOf(trace.error_x, x), ...barsOf(trace.error_y, y)];
+    columns.push(...bars.map(([name, values]) => [name, texts(values, digits)]));
+    if (trace.meta?.customdata) columns.push([trace.meta.customdata, texts(trace.customdata, digits)]);
+    return unique(columns);
+  };
+  // A name that is taken gets a number: "series", "series (2)".
+  const unique = (columns) => {
+    const named = new Map();
+    for (const [name, cells] of columns) {
+      let free = name;
+      for (let count = 2; named.has(free); count += 1) free = `${name} (${count})`;
+      named.set(free, cells);
+    }
+    return named;
   };
   const lineRows = (view, traces, digits) => {
-    const found = traces.map((trace) => lineColumns(view, trace));
-    const header = [...new Set(found.flatMap(({ same, columns }) => [...same, ...columns].map(([name]) => name)))];
-    const rows = found.flatMap(({ same, columns }) => {
-      const cells = new Map(columns.map(([name, values]) => [name, texts(values, digits)]));
-      const fixed = new Map(same);
-      const points = Array.from(cells.values().next().value.keys());
-      return points.map((i) => header.map((name) => fixed.get(name) ?? cells.get(name)?.[i] ?? ""));
-    });
+    const found = traces.map((trace) => lineColumns(view, trace, digits));
+    const header = [...new Set(found.flatMap((columns) => [...columns.keys()]))];
+    const rows = found.flatMap((columns) =>
+      columns.get("series").map((_, i) => header.map((name) => columns.get(name)?.[i] ?? "")),
+    );
     return [header, ...rows];
   };
 

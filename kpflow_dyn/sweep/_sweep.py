@@ -150,6 +150,7 @@ class Sweep(Shown):
                 other processes through cloudpickle, and what it imports must be importable there.
             timeout: seconds that a point may take. It is interrupted then, and after another second its process is
                 killed (not this one: here code that Python cannot interrupt ends by itself). Then it is "timed out".
+                An import is waited for, and the time begins anew after it.
             retry_failed: compute anew what failed or timed out.
             fresh: delete the points that are there, and begin anew.
             attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
@@ -160,7 +161,7 @@ class Sweep(Shown):
             ValueError: the folder holds points of other code (it says what changed); a timeout that is not positive.
             BlockingIOError: another process runs a sweep in this folder (it says which).
             OSError: the folder cannot be written; what was recorded is kept.
-            KeyboardInterrupt: Ctrl-C, after the workers were stopped; it says how many points are done and kept.
+            KeyboardInterrupt: Ctrl-C, after the workers were stopped; it says how many points came to what.
             ModuleNotFoundError: an executor whose package is not installed.
         """
         if timeout is not None and not 0 < timeout < math.inf:
@@ -190,8 +191,8 @@ class Sweep(Shown):
 
     def status(self) -> Status:
         """How many points came to what, by the files that are there; warns where these are of other code than `run`."""
-        counts = Counter(self.store.read(key, values=False).status for key in _known(self))
-        return Status(**{name.replace(" ", "_"): counts[name] for name in STATUSES})
+        counts = _counts(_known(self), self.store)
+        return Status(**{name.replace(" ", "_"): n for name, n in counts.items()})
 
     def failures(self) -> list[Failure]:
         """The points that failed or timed out, and why; warns where they are of other code than `run` is now."""
@@ -244,10 +245,19 @@ def _known(sweep: Sweep) -> dict[str, Point]:
     return _by_key(sweep.design.points, code)
 
 
+def _counts(points: Iterable[str], store: Store) -> dict[str, int]:
+    """How many points came to what."""
+    counts = Counter(store.read(key, values=False).status for key in points)
+    return {name: counts[name] for name in STATUSES}
+
+
 def _stopped(error: KeyboardInterrupt, store: Store, points: Collection[str], fresh: bool) -> KeyboardInterrupt:
     """The interrupt, saying what is kept and how to go on; where it came tells nothing."""
     again = "run again without fresh" if fresh else "run again"
-    error.args = (f"{sum(map(store.has, points))} of {len(points)} points are done and kept; {again} to resume",)
+    counts = _counts(points, store)
+    came = ", ".join(f"{n} {name}" for name, n in counts.items() if name != "missing" and (n or name == "done"))
+    recorded = sum(counts.values()) - counts["missing"]
+    error.args = (f"{recorded} of {len(points)} points are recorded ({came}); {again} to resume",)
     return error.with_traceback(None)
 
 

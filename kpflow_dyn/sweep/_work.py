@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -11,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from kpflow_dyn.sweep._design import Point, labelled
@@ -19,6 +21,7 @@ from kpflow_dyn.sweep._values import Record, is_finite, variables_of
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # that end a program, or a point
 GRACE = 1.0  # seconds that a point has to end by itself after its time was up
+LONGEST_IMPORTS = 600.0  # seconds after which also an import is interrupted
 
 
 @dataclass(frozen=True)
@@ -134,22 +137,59 @@ def _limited(work: Work, give_up: Callable[[], None]) -> Iterator[None]:
             "timeout= cannot be kept in threads of the process that runs the sweep; use worker processes, as of "
             'sweep.executor("process"), or call run from the main thread'
         )
-    with _watched(work.timeout + inside * GRACE, give_up, not ours), _alarm(work.timeout, inside):
+    clock = _Clock(work.timeout)
+    with _watched(clock, inside * GRACE, give_up, not ours), _alarm(clock, inside):
         yield
 
 
+class _Clock:
+    """When the time of a point is up. It begins anew after an import, which every process has to make once.
+
+    No import is interrupted: half a module would stay in the process, and fail all of its later points.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.begun = seconds, time.monotonic()
+        self.end = self.begun + seconds
+
+    def left(self, grace: float = 0.0) -> float:
+        """Seconds, more than none."""
+        return max(self.end + grace - time.monotonic(), 1e-3)
+
+    def is_up(self, frame: FrameType | None, grace: float = 0.0) -> bool:
+        """Whether the point, which is at this frame, is to be interrupted now."""
+        now = time.monotonic()
+        if now < self.end + grace:
+            return False
+        if now > self.begun + LONGEST_IMPORTS or not _imports(frame):
+            return True
+        self.end = now + self.seconds
+        return False
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a point is importing something, of its own or deeper down."""
+    while frame is not None and frame.f_code is not _result.__code__:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 @contextmanager
-def _alarm(seconds: float, inside: bool) -> Iterator[None]:
-    """Raise in the main thread after so many seconds; elsewhere Python has no way to."""
+def _alarm(clock: _Clock, inside: bool) -> Iterator[None]:
+    """Raise in the main thread when its time is up; elsewhere Python has no way to."""
     if not inside:
         yield
         return
 
-    def ring(number: int, frame: Any) -> None:
-        raise _TimeIsUp
+    def ring(number: int, frame: FrameType | None) -> None:
+        if clock.is_up(frame):
+            raise _TimeIsUp
+        signal.setitimer(signal.ITIMER_REAL, clock.left())
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, clock.left())
     try:
         yield
     finally:
@@ -158,25 +198,24 @@ def _alarm(seconds: float, inside: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _watched(seconds: float, give_up: Callable[[], None], killable: bool) -> Iterator[None]:
-    """After so many seconds, record that and end this process."""
+def _watched(clock: _Clock, grace: float, give_up: Callable[[], None], killable: bool) -> Iterator[None]:
+    """So many seconds after its time was up, record that and end this process."""
     if not killable:
         yield
         return
-    over = threading.Lock()
+    done, over, thread = threading.Event(), threading.Lock(), threading.get_ident()
 
-    def end() -> None:
-        if over.acquire(blocking=False):
-            try:
-                give_up()
-            finally:
-                os._exit(1)
+    def watch() -> None:
+        while not done.wait(clock.left(grace)):
+            if clock.is_up(sys._current_frames().get(thread), grace) and over.acquire(blocking=False):
+                try:
+                    give_up()
+                finally:
+                    os._exit(1)
 
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
+        done.set()
         over.acquire()  # waits for nothing, unless this process is about to end

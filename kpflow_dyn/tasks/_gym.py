@@ -4,7 +4,8 @@ import copy
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,9 +46,9 @@ class Neurogym:
             # gymnasium warns of how neurogym's own collections use it.
             warnings.filterwarnings("ignore", category=UserWarning, module="gymnasium")
             env = _make_environment(self.name, seed, self.options)
-            first = _new_trial(env, self.name)
+            first = _new_trial(env, self.name, self.options)
             check_memory(size, first[0].size)
-            records = [first, *(_new_trial(env, self.name) for _ in range(size - 1))]
+            records = [first, *(_new_trial(env, self.name, self.options) for _ in range(size - 1))]
         observations, answers, notes = zip(*records, strict=True)
         mask = _pad([np.ones(len(answer), bool) for answer in answers])
         targets, labels = _read_answers(_pad(answers), mask, env.action_space)
@@ -75,21 +76,35 @@ def _make_environment(name: str, seed: int, options: Mapping[str, Any]) -> Any:
     factory = getattr(importlib.import_module(module), attribute)
     if (taken := options_of(factory)) is not None:
         check_options(f"neurogym:{name}", options, taken)
-    try:
-        _check_timing(name, factory, _all_options(name, seed, options))
+    with _blamed(name, options):
+        periods = _periods(factory, _all_options(name, seed, options))
         env = factory(**_all_options(name, seed, options))
-    except TypeError as error:
-        raise ValueError(f"neurogym:{name} does not take these options: {error}") from error
+    if periods is not None:  # the environment would pass over others in silence
+        check_options(f"timing of neurogym:{name}", options["timing"], periods)
     env.seed(seed)
     if hasattr(env, "new_block"):  # its constructor drew the length of the first block before there was a seed
         env.new_block()
     return env
 
 
-def _check_timing(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
-    """Raise for periods that the environment does not have, as it would pass over them in silence."""
-    if isinstance(given := options.pop("timing", None), Mapping):
-        check_options(f"timing of neurogym:{name}", given, list(factory(**options).unwrapped.timing))
+@contextmanager
+def _blamed(name: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """An error of the environment's own code that says which options it was given."""
+    try:
+        yield
+    except Exception as error:
+        if not options:
+            raise
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(
+            f"neurogym:{name} with {given} failed: {type(error).__name__}: {error}; check these options (--task-option)"
+        ) from error
+
+
+def _periods(factory: Callable[..., Any], options: dict[str, Any]) -> list[str] | None:
+    """The periods of the environment, where some are given."""
+    given = options.pop("timing", None)
+    return list(factory(**options).unwrapped.timing) if isinstance(given, Mapping) else None
 
 
 def _all_options(name: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,9 +113,10 @@ def _all_options(name: str, seed: int, options: Mapping[str, Any]) -> dict[str, 
     return (needed if name == "AnnubesEnv-v0" else {}) | copy.deepcopy(dict(options))
 
 
-def _new_trial(env: Any, name: str) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _new_trial(env: Any, name: str, options: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Observation [time, channel], right answer [time] or [time, out], and the trial's record."""
-    record = env.new_trial()
+    with _blamed(name, options):
+        record = env.new_trial()
     task = env.unwrapped
     if not (hasattr(task, "ob") and hasattr(task, "gt")):
         raise ValueError(
