@@ -374,6 +374,14 @@ def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Da
         assert header[2] == EVIL
 
 
+def test_a_comparison_under_a_loss_says_of_what_its_kernel_is(comparison: xr.Dataset) -> None:
+    page = page_of(comparison)
+    labels = [row[0] for table in page.tables for row in table.rows]
+    for number in ("Effective rank", "Alignment"):
+        assert f"{number} of NTK of the outputs, under the loss" in labels and f"{number} of K" in labels
+    assert "Most of the NTK of the outputs, under the loss, lies in" in page.charts[0].finding
+
+
 def test_a_loss_that_is_never_halved() -> None:
     parts = xr.Dataset({"part_half": ("part", [np.inf])}, {"part": ["everything"]})
     assert _order(parts).startswith("Gradient descent under the kernel as it is now would never halve the loss;")
