@@ -17,8 +17,10 @@ pytestmark = pytest.mark.usefixtures("x64")
 Z0 = np.random.default_rng(1).normal(size=(2, 2))
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
-@pytest.mark.parametrize("kind", ["sde", "dde"])
+@pytest.mark.parametrize(
+    ("kind", "framework"),
+    [("sde", "torch"), ("dde", "torch"), ("sde", "jax"), pytest.param("dde", "jax", marks=pytest.mark.slow)],
+)
 def test_systems_along_steps_are_those_of_the_propagator(kind: str, framework: str) -> None:
     solution = solved(posed(kind, framework, Z0))
     trials, times, units = solution.state.shape

@@ -264,7 +264,7 @@ def test_what_is_unreached_is_known_to_a_hundredth() -> None:
     assert unreached == "unreached: eigenvalues below 1e-06 of the largest; by known ones half and tenth come very late"
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_learnability_of_classes(framework: str, x64: None) -> None:
     """Against the dense Gauss-Newton matrix, and the times against the forecast."""
     problem = Classes(framework, scale=1.0)

@@ -134,6 +134,7 @@ def test_loops_in_discrete_time_have_their_dt_and_names() -> None:
     assert along.dt == 0.25 and along.names == Pendulum.state_names
 
 
+@pytest.mark.slow
 def test_results_are_contiguous_and_short() -> None:
     sol = sampled(*SAMPLES)
     for found in (control.gram(sol, "o"), control.gram(sol, "c"), control.gram(sol, "o", rank=2)):

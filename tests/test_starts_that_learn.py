@@ -736,6 +736,7 @@ def test_other_ways_in_jax(both: Any, solved: Any, way: str) -> None:
     assert kp.check_adjoint(flow.J) < (1e-9 if way == "equations" else 1e-12)
 
 
+@pytest.mark.slow
 def test_own_steps_in_jax(both: Any) -> None:
     problem = both[1]
     solution = kp.solve(problem, diffrax.Tsit5(), steps=TIMES)

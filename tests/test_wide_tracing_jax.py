@@ -130,7 +130,7 @@ def in_dtype(model: Callable, dtype: str) -> Callable:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if eqx.is_inexact_array(leaf) else leaf, model)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_half_precision_has_states_in_it_and_operators_in_single(dtype: str):
     """The derivatives are those of the same model with its numbers in float32."""
     network = in_dtype(eqx.nn.MLP(INPUTS, 2, 5, 1, jnp.tanh, key=jax.random.key(0)), dtype)
