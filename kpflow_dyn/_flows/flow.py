@@ -38,26 +38,26 @@ class Flow(Named, Shown):
 
     and one step of gradient descent theta -= eta dL/dtheta moves S by -eta ntk grad_S L + O(eta^2).
 
-    Of an ODE these are operators between functions of time, with inner products of quadrature weights w = diag W:
-    ntk = J J^T W is exact for the discretised model, while P = (P_node - I/2) W, K and core have the field's own sites
-    at the nodes, so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
+    For an ODE these operators act on functions of time. Inner products have quadrature weights w = diag W. Then ntk = J
+    J^T W is exact for the discretised model. P = (P_node - I/2) W, K and core have the field's own sites at the nodes,
+    so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
 
-    With a metric M of the optimiser, theta' = -M^{-1} g, ntk = J M^{-1} J* = (J R)(J R)*, and K and core have M^{-1}
-    inside as well; J stays dS/dtheta, and `ntk.factor` is J R.
+    With a metric M of the optimiser, theta' = -M^{-1} g, ntk = J M^{-1} J* = (J R)(J R)*. K and core then also contain
+    M^{-1}; J stays dS/dtheta, and `ntk.factor` is J R.
 
     Attributes:
         P: the propagator, state -> state; `P.inv` is its inverse where the problem is discrete.
-        K: the parameter operator of one step (of an ODE: of the field), state -> state.
+        K: the parameter operator of one step (for an ODE: of the field), state -> state.
         core: the Kronecker core on the weight-site outputs.
-        B: site outputs -> state, how each enters its step (of an ODE: the field).
+        B: site outputs -> state: how each output enters its step (for an ODE: the field).
         J: parameters [p] -> state; `J.T` is backpropagation through time.
         ntk: the global empirical neural tangent kernel, state -> state.
-        sites: the weight sites, in the order of the core's outputs; none where `untraced`, when a step counts as one.
-        solution: what was linearised.
-        parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
-        preconditioner: the blocks of R, where an optimiser has a metric; else ().
-        R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
-        untraced: why the model could not be traced, so that all maps are autograd's through it; "" where it was.
+        sites: the weight sites, in the order of the core's outputs; none if `untraced`, when a step counts as one site.
+        solution: the solution that was linearised.
+        parameters: those that learn, by name, copied at linearisation; a complex number counts as (Re, Im) in J.
+        preconditioner: the blocks of R if an optimiser has a metric; else ().
+        R: the map of parameter changes before J, from a metric or from a choice of parameters; None for all, unscaled.
+        untraced: why the model could not be traced, so that all maps use autograd through it; "" if it was traced.
 
     Example as `linearize`.
     """

@@ -48,8 +48,8 @@ def svds(
 ) -> SingularModes:
     """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
 
-    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
-    digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
+    They come from the eigenvectors of A*A, or of A A* if that is smaller. Squares lose half of the digits: values s
+    below sqrt(eps) s_1 are noise. If a dimension is at most 512, A itself is decomposed, and no digits are lost.
 
     Args, Warns and Source as `eigs`, but for any A.
 
