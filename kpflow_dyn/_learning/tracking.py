@@ -94,17 +94,11 @@ def track(
 
     Returns:
         By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], where P stands for P P*;
-            `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint. With targets also
-            `loss`, and `accuracy` if y are logits of classes. For each [component]: `component_share` of |target|^2;
-            `component_learnt` <c, y> / <c, c>, which is 1 if the outputs y contain all of it (for classes their
-            probabilities, softmax y); `component_alignment` cos(c, NTK c); and `component_rayleigh` <c, NTK c> / <c,
-            c>. Standard errors have the same names with `_stderr`. A recording also gives `recorded_loss`, as it was
-            recorded.
-        `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint's; and with targets
-        `loss`, `accuracy` where y are logits of classes, and [component] `component_share` of |target|^2,
-        `component_learnt` <c, y> / <c, c>, which is 1 where the outputs y have all of it (of classes their
-        probabilities, softmax y), `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
-        Standard errors are beside them as `..._stderr`. Of a recording also `recorded_loss`, as it was written down.
+        `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint. With targets also
+        `loss`, and `accuracy` if y are logits of classes. For each [component]: `component_share` of |target|^2;
+        `component_learnt` <c, y> / <c, c>, which is 1 if the outputs y contain all of it (for classes their
+        probabilities, softmax y); `component_alignment` cos(c, NTK c); and `component_rayleigh` <c, NTK c> / <c, c>.
+        Standard errors have the same names with `_stderr`. A recording also gives `recorded_loss`, as it was recorded.
 
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.
