@@ -121,16 +121,16 @@ class Flow(Named, Shown):
     def where(self, mask: Any) -> Self:
         """The flow of the states at these trials and times alone: R ntk R, with R the mask as zeros and ones.
 
-        Left out are states elsewhere, and kicks that reach no state that counts, such as those behind the end of a
-        trial. With E the times of each trial up to the last that counts, J becomes R J, P R P E, K E K E and core
-        E core E, so that P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
-        `ntk.domain.dimension` says how many entries do.
+        States elsewhere are left out, and also kicks that reach no state that counts, such as those after the end of a
+        trial. E selects the times of each trial up to the last one that counts. Then J becomes R J, P R P E, K E K E
+        and core E core E, so P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
+        `ntk.domain.dimension` is the number of entries that count.
 
         Args:
-            mask: booleans [trial, time]; of other flows on all axes of the states but that of the units.
+            mask: booleans [trial, time]; for other flows all axes of the states except that of the units.
 
         Raises:
-            ValueError: a mask of another shape, or that is nowhere True.
+            ValueError: a mask of another shape, or one that is nowhere True.
 
         >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
@@ -150,15 +150,15 @@ class Flow(Named, Shown):
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
 
         Args:
-            C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing. Where the state is wider,
-                of an LSTM or of several layers, it may read the h of the last layer.
-            learn: whether the readout's own weights learn, which adds s s' (x) I, and (x) I once more for the bias of
-                a layer that has one; a number is their learning rate beside the flow's metric. What a layer keeps
-                frozen does not learn: a torch parameter without requires_grad, a numpy array in a layer of JAX.
+            C: [out, unit], or a Linear layer of torch or equinox; its bias moves nothing. If the state is wider, as for
+                an LSTM or several layers, C may read the h of the last layer.
+            learn: whether the readout's own weights learn. They add s s' (x) I, and (x) I once more if a layer has a
+                bias. A number is their learning rate beside the flow's metric. Frozen weights of a layer do not learn:
+                a torch parameter without requires_grad, a numpy array in a layer of JAX.
 
         Raises:
-            ValueError: a C of another width or not finite, states that are not [trial, ..., unit], or a readout that is
-                to learn from `nodal`, whose states are not those of the solution.
+            ValueError: a C of another width or not finite; states that are not [trial, ..., unit]; or a readout of
+                `nodal` that is to learn: the states of `nodal` are not those of the solution.
 
         >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))

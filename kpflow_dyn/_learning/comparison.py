@@ -46,21 +46,21 @@ class Comparison(ShownAsText):
     """Two flows on the same states, or of the same outputs.
 
     Attributes:
-        ntk: the alignment of the two NTKs, tr(A^T B) / (|A|_F |B|_F); under a loss of h^{1/2} ntk h^{1/2}.
-        K, P: those of the states' K and P, which for P is the similarity of Green's operators; None where the states
-            have different shapes.
-        angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians: 0
-            for a direction that they share, pi/2 for one that only one of them has. NaN for those that an operator of
-            lower rank lacks.
-        modes: the leading modes of each; under a loss their values are rates, and their vectors h^{1/2} times changes
-            of the outputs.
-        loss: of each model, where there is one.
-        accuracy: of each model, where the loss is that of classes.
-        step: the cosine of the directions in which the next small step of gradient descent moves the outputs that count
-            of each model, ntk grad L; NaN where there is no loss, or one of them does not move.
-        names: what the two are called in tables and figures.
-        ranks: the effective ranks of each, by operator: of "NTK", under a loss of h^{1/2} ntk h^{1/2}, and of the
-            states' "K" and "P" (that of P P*).
+        ntk: the alignment of the two NTKs, tr(A^T B) / (|A|_F |B|_F); with a loss, of the two h^{1/2} ntk h^{1/2}.
+        K, P: the alignments of the states' K and P. For P this is the similarity of Green's operators. None if the
+            states have different shapes.
+        angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians. 0
+            is a direction that they share, pi/2 a direction that only one of them has. NaN for directions that an
+            operator of lower rank does not have.
+        modes: the leading modes of each. With a loss their values are rates, and their vectors are h^{1/2} times
+            changes of the outputs.
+        loss: of each model, if there is one.
+        accuracy: of each model, if the loss is one of classes.
+        step: the cosine between the two directions, ntk grad L, in which the next small step of gradient descent moves
+            the outputs that count of each model; NaN if there is no loss, or if one model does not move.
+        names: names of the two in tables and figures.
+        ranks: the effective ranks of each, by operator: of "NTK" (with a loss, of h^{1/2} ntk h^{1/2}), and of the
+            states' "K" and "P" (this is the rank of P P*).
 
     Example as `compare`.
     """

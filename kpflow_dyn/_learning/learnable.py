@@ -35,19 +35,19 @@ WORDS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Learnability(ShownAsText):
-    """How soon each target is learnt by a gradient flow under a frozen kernel, times being tau = lr steps.
+    """How soon a gradient flow under a frozen kernel learns each target; times are tau = lr steps.
 
     Attributes:
         names: of the targets.
-        score: between 0 and 1, the initial speed of the loss over the largest one [target]: of the squared error
-            <e, A e> / (|e|^2 l_max).
-        half, tenth: tau at which the loss has fallen to half and to a tenth [target]; inf where it does not, or only by
-            directions that count as unreached and whose rates are not known; NaN where this could not be resolved.
-        unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
-            below 1e-6 of the largest [target], NaN where it is not known to about a hundredth. They need not be zero:
-            where their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
-            still learn it, as the kernel changes.
-        applications: of A to one vector.
+        score: the initial speed of the loss over the largest possible one [target], between 0 and 1. For the squared
+            error it is <e, A e> / (|e|^2 l_max).
+        half, tenth: tau at which the loss has fallen to half and to a tenth [target]. inf if it never falls so far, or
+            only by directions that count as unreached and whose rates are not known. NaN if this could not be resolved.
+        unreached: the part of the loss that the frozen kernel does not reach, in directions whose eigenvalues are below
+            1e-6 of the largest [target]; NaN if it is not known to about a hundredth. These eigenvalues need not be
+            zero. If their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
+            still learn this part, because the kernel changes.
+        applications: how many times A was applied to one vector.
 
     Example as `learnability`.
     """

@@ -39,13 +39,13 @@ class Obstacles(ShownAsText):
     Attributes:
         names: of the errors.
         rate: the speed of the outputs along e [error].
-        own: the part of the readout's own weights, 0 where they do not learn [error].
+        own: the part of the readout's own weights [error]; 0 if they do not learn.
         factors: `readout` |C* e|^2 / |e|^2, `dynamics` |l|^2 / |C* e|^2, `written` <l, K l> / |l|^2, l = P* C* e
             [error, factor].
-        kept: what `dynamics` would be if kicks stayed as they are, A_t = 1 (of an ODE A = 0); NaN where the model has
-            no steps [error].
-        typical: each factor in the mean over random directions, tr(C C*) / out, tr(P P*) / n, tr(K) / n [factor].
-        largest: the largest that each can be [factor]; NaN where that was not asked for.
+        kept: the value of `dynamics` if kicks stayed as they are, A_t = 1 (for an ODE A = 0); NaN if the model has no
+            steps [error].
+        typical: the mean of each factor over random directions, tr(C C*) / out, tr(P P*) / n, tr(K) / n [factor].
+        largest: the largest possible value of each factor [factor]; NaN if it was not asked for.
 
     Example as `obstacles`.
     """

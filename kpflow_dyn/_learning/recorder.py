@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 class Recorder:
     """Saves a model's parameters during training: `record(step, model, loss)` in your own loop, or in `train.fit`.
 
-    Each step is one file step_00000012.safetensors in the folder. It holds the parameters under the names that
-    `kp.linearize` gives them, those of `parts` (such as a readout) as "part.name", and step and loss as metadata. A
-    file is written under another name, and renamed when it is complete. So a run that is killed leaves whole files
-    only.
+    Each step is one file step_00000012.safetensors in the folder: parameters under the names that `kp.linearize` gives,
+    those of `parts` (such as a readout) as "part.name", and step and loss as metadata. A file is written under another
+    name, and renamed when it is complete. So a run that is killed leaves whole files only.
 
     Args:
         folder: where to write; created if it does not exist.

@@ -31,13 +31,13 @@ class Starts(ShownAsText):
     """How soon gradient descent would learn from each start, if its kernel stayed as it is.
 
     Attributes:
-        half, tenth: tau = learning rate x steps at which the loss has fallen to this part [start]; inf where it does
-            not.
+        half, tenth: tau = learning rate x steps at which the loss has fallen to this part [start]; inf if it never
+            does.
         rates: Ritz values of the kernel [start, k], and
         energies: the part of the loss along each [start, k].
-        settled: the rank correlation of `half` with that of one application fewer. Below .95 take more of them; NaN for
-            one start alone.
-        applications: of the kernel of each start to one vector.
+        settled: the rank correlation of `half` with its values after one application fewer. If it is below .95, take
+            more applications. NaN for one start alone.
+        applications: how many times the kernel of each start was applied to one vector.
 
     Example as `forecast_starts`.
     """

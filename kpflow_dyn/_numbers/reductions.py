@@ -38,14 +38,14 @@ Keep = str | Sequence[str]
 class PartialTrace(MatrixOperator):
     """A partial trace as a matrix on the kept axes.
 
-    Where it is estimated, its noise would bias nonlinear functions of it. `trace`, `frobenius_norm`, `effective_rank`,
+    The noise of an estimate would bias nonlinear functions of it. `trace`, `frobenius_norm`, `effective_rank`,
     `alignment` and `modes` therefore use `groups`, which are independent of each other.
 
     Attributes:
         matrix: [size, size] of the kept space, on values.
-        stderr: the standard error of each entry, [size, size]; zeros where exact.
-        groups: the estimates from independent groups of probes, all of one size, whose mean is the matrix; float64
-            [size, size] in coordinates where the inner product is plain. Empty where exact.
+        stderr: the standard error of each entry, [size, size]; zeros if exact.
+        groups: estimates from independent groups of probes of one size; their mean is the matrix. float64 [size, size],
+            in coordinates with the plain inner product. Empty if exact.
         applications: how many applications to one vector it took.
         method: how it was found.
     """

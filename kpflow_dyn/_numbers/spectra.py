@@ -54,17 +54,17 @@ DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are drop
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Modes(Shown):
-    """Eigenpairs with vectors shaped like the space that they live in.
+    """Eigenpairs, with vectors that have the shape of their space.
 
     Attributes:
-        values: [k], descending (up to their errors, where they are estimates), float64.
+        values: [k], descending (estimates only up to their errors), float64.
         vectors: [k, *space.shape], orthonormal in `space.inner`.
         residuals: [k], the true |A v - l v| / |l_1|.
-        converged: [k], whether the residual is within the tolerance asked for.
-        applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
-        space: where the vectors live.
-        total: the trace of the operator where it is known, else None.
-        stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+        converged: [k], whether the residual is within the requested tolerance.
+        applications: how many applications to one vector it took. One J and one J* count as one of J J*.
+        space: the space of the vectors.
+        total: the trace of the operator if it is known, else None.
+        stderr: [k], standard errors of the values if the operator itself was estimated from probes, else None.
 
     Example as `eigs`.
     """

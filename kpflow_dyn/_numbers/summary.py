@@ -55,7 +55,7 @@ METHOD = "leading eigenpairs and probes"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Summary(Shown):
-    """What `summary` finds of a flow.
+    """The scalars and the leading modes of a flow.
 
     Attributes:
         ntk, K, core: trace, Frobenius norm and effective rank of each operator.
@@ -65,11 +65,10 @@ class Summary(Shown):
         ranks: their effective ranks, by the same names.
         modes_of: all modes of each, by the same names.
         modes: the leading eigenpairs of the NTK.
-        applications: of J J* in all, one J and one J* counting as one.
+        applications: of J J* in total; one J and one J* count as one.
 
-    `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`;
-    so are those of "spatial", "trial" and "token".
-    `found["ntk_effective_rank"]` is the scalar that `print` shows under this name.
+    `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`.
+    The same holds for "spatial", "trial" and "token".
 
     Example as `summary`.
     """

@@ -254,8 +254,7 @@ class DiscreteProblem(StartedProblem):
             as `cell(x_t, z)` that gives the next z. Here x_t is [trial, input], and z is [trial, unit] or a tuple of
             such arrays. Its trials must not influence each other. In JAX an equinox cell or any other callable pytree,
             called on one trial: x_t [input] and z [unit].
-        x: inputs [trial, time, input], a torch tensor or a jax array. The layer's `batch_first` does not change this
-            order.
+        x: inputs [trial, time, input] in this order, for any `batch_first` of the layer: a torch tensor or a jax array.
         z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0 [layer, trial,
             unit] or (h_0, c_0). Zeros when None. The unit axis holds the h of all layers one after another, then the c
             of all layers. For a complex state, z0 is complex; the unit axis then holds the real parts of all units, and
@@ -306,11 +305,10 @@ class ODEProblem(OverTimes):
             f(t, z [unit]) or f(t, z, x_t [input]). It gives z' [unit]. An ODETerm of diffrax stands for its field, a
             MultiTerm of several for their sum.
         z0: the state at the first time [trial, unit], a torch tensor or a jax array. It decides the framework. It may
-            also be an array [trial, ...] of any shape, or a tuple, dict or other pytree of such arrays. Then f gets and
+            also be an array [trial, ...] of any shape, or a pytree (tuple, dict, ...) of such arrays. Then f gets and
             gives this form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the
             order of the framework's pytrees; see `unflatten`. For a complex leaf the real parts of all its units come
-            first. With an encoder, z0 is the encoder's data [trial, ...]; when None, the samples of x.
-            `problem.encoded` has these data.
+            first. With an encoder, its data [trial, ...], when None the samples of x; `problem.encoded` has them.
         t: a grid of times at which you want the state; or two numbers (t0, t1), a span, on which the solver chooses the
             times (Gauss points of its steps). Their unit is the unit of time in the equation. If they decrease, time
             runs backward from z0 at the first time.

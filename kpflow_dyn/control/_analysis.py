@@ -34,10 +34,10 @@ UNITS = {"phase_margin": "degree", "disk_phase_margin": "degree", "disk_gain_mar
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoopAnalysis(ShownAsText):
-    """What `analyze` found, as `.data`; `found["disk_margin"]` is one of its variables.
+    """The result of `analyze`, in `.data`; `found["disk_margin"]` is one of its variables.
 
     Attributes:
-        data: the dataset, whose variables the documentation of `analyze` lists.
+        data: the dataset. Its variables are listed in the documentation of `analyze`.
 
     Example as `analyze`.
     """
@@ -113,8 +113,8 @@ def analyze(
         `..._direction` [unit, mode], of the plant's states; `learnable_reachable` and `learnable_observable`, the part
         of tr G that lies in the `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and
         `control_gradient` [input]; `disk_margin_along`, of the loop linearised there as if it stood still (at some
-        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), in discrete time with R + B^T X
-        B.
+        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), which in discrete time has R +
+        B^T X B in the place of R.
 
         By [trial]: `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity` [parameter, time] is
         |g(t)| of the mean cost. `gradient_norm` [parameter] is the size of its gradient int g dt. Both use the solver's

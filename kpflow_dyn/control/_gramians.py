@@ -31,14 +31,14 @@ KINDS = {"c": "reachability", "o": "observability", "cf": "the factor of c", "of
 class Gramian(NDArrayOperatorsMixin):
     """A Gramian W, or its factor L with W = L L^T.
 
-    In numpy it counts as the array that python-control returns, of W or, where a factor was asked for by "cf" or "of",
-    of R: `np.linalg.eigvals(found)`, `found @ z`, `found[0]`.
+    In numpy it acts as the array that python-control returns: W, or R if "cf" or "of" asked for a factor. Examples:
+    `np.linalg.eigvals(found)`, `found @ z`, `found[0]`.
 
     Attributes:
         kind: "c" for reachability (controllability), "o" for observability; with an "f" for their Cholesky factors.
-        factor: L [trial, time, unit, rank], where a rank was asked for, else None.
-        cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
-        matrix: W where it was found whole, else None.
+        factor: L [trial, time, unit, rank] if a rank was given, else None.
+        cut: [trial, time], the part of the trace that the factor leaves out, added up over its steps.
+        matrix: W if it was computed whole, else None.
 
     Example as `gram`.
     """

@@ -25,16 +25,16 @@ PARTS = 10  # of each trial, from whose spread the standard error comes
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lyapunov(Shown):
-    """Lyapunov exponents, the largest first: per step, or of an ODE per unit of its time.
+    """Lyapunov exponents, the largest first: per step, or for an ODE per unit of its time.
 
     Attributes:
         exponents: of each trial [trial, k].
         mean: over the trials [k].
-        stderr: its standard error [k], from the spread of tenths of each trial, taken to be independent; NaN where
-            there is but one such part.
+        stderr: its standard error [k], from the spread of tenths of each trial, which are taken as independent; NaN if
+            there is only one such part.
         history: the exponents from the end of the transient up to each time [trial, time, k]; NaN before that.
         times: when each factor ends [trial, time].
-        units: how many exponents there are in all.
+        units: the total number of exponents.
 
     Example as `lyapunov_spectrum`.
     """
