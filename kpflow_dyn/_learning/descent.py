@@ -234,7 +234,7 @@ def gradient_flow(
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> GradientFlow:
-    """Train a model by gradient descent of very small steps, but with longer steps; or by the steps of an optimiser.
+    """Follow gradient descent with very small steps, by fewer and longer steps; or train by an optimiser's own steps.
 
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
@@ -261,9 +261,10 @@ def gradient_flow(
         stop_below: end as soon as the loss is below this part of its value at the start. With an optimiser, end if the
             loss was below it at one of the optimiser's steps.
         optimizer: an optimiser to train by instead of the gradient flow. This costs at most 1.1 times as many gradients
-            as its steps, and two. Give "adam", "adamw", "rmsprop" or "sgd". Or give a maker of another one: in torch a
-            class called as optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr). Or give an
-            optimiser of all parameters that learn; it is copied and goes on from its state. See `solvers.Multirate`.
+            as its steps, and two more. Give "adam", "adamw", "rmsprop" or "sgd". Or give a maker of another one: in
+            torch a class called as optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr). Or
+            give an optimiser of all parameters that learn; it is copied and goes on from its state. See
+            `solvers.Multirate`.
         lr: the learning rate of the optimiser; None if it has its own.
         clip: if the gradient's norm over all parameters is larger than this, the gradient is scaled down to it.
         batch: how many trials a step sees, drawn anew for each step without repetition; all when None. With batches
