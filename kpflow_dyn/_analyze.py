@@ -117,8 +117,7 @@ def analyze(
         ntk_mode                                the NTK's eigenvectors [rank, trial, time, unit]
         {temporal,spatial,trial}_kernel         T_time, T_unit and T_trial
         {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors. Unless
-            exact, eigenvalues measure the modes of one half of the probes in the other half, so that noise does
-            not pass for modes
+            exact, eigenvalues measure modes of one half of the probes on the other half: noise does not pass for modes
         {core,K,ntk}_{trace,norm,effective_rank}, {temporal,spatial,trial,state}_effective_rank, K_ntk_alignment
         pc_{variance,projection,direction}      principal components of S over trials and times, by `measure`
         measure                                 how much each trial and time counts: <a, b> = sum measure a b
