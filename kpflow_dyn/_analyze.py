@@ -107,81 +107,85 @@ def analyze(
     steps: int = 1000,
     progress: Progress | None = None,
 ) -> xr.Dataset:
-    """Where, when and in which trials gradient descent can move the state, with error bars.
+    """Find where, when and in which trials gradient descent can move the state, with error bars.
 
-    With S the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2, all in
-    the inner product of the flow's measure (of an ODE by default quadrature over its times: modes are functions):
+    S is the state, T_axis the partial trace of the NTK that keeps one axis, and er(A) = (tr A)^2 / |A|_F^2. All use the
+    inner product of the flow's measure. (For an ODE this is by default quadrature over its times: modes are functions.)
 
-        core_eigenvalue, core_multiplicity      all of the core, where V gives them; else the leading ones
+        core_eigenvalue, core_multiplicity      all of the core, if V gives them; else the leading ones
         {K,ntk}_{eigenvalue,residual,converged} the k leading ones, |A v - l v| / l_1, and whether that is small enough
         ntk_mode                                the NTK's eigenvectors [rank, trial, time, unit]
         {temporal,spatial,trial}_kernel         T_time, T_unit and T_trial
-        {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors; unless exact,
-            what modes found from half of the probes carry of the other half, so that noise does not pass for modes
+        {temporal,spatial,trial}_{eigenvalue,eigenvalue_stderr,mode}    their spectra and eigenvectors. Unless
+            exact, eigenvalues measure modes of one half of the probes on the other half: noise does not pass for modes
         {core,K,ntk}_{trace,norm,effective_rank}, {temporal,spatial,trial,state}_effective_rank, K_ntk_alignment
         pc_{variance,projection,direction}      principal components of S over trials and times, by `measure`
         measure                                 how much each trial and time counts: <a, b> = sum measure a b
         {temporal,spatial,trial}_measure        the same on one axis, where the modes are orthonormal; kernels act on
             values, so that diag(measure) kernel is symmetric
 
-    With a task that has targets, and a readout, which learns with the model, it answers first what will be learnt:
+    With a task that has targets, and a readout, which learns with the model, it first predicts the learning:
 
         loss, accuracy                          now
-        part_{loss,share,accuracy}              of the whole, of outputs or classes by name, of principal components of
-            the error: its loss, its share of the whole
-        part_{half,tenth}, part_curve           tau = learning rate x steps to half and a tenth of it, and its loss at
-            `tau` over the first one, under the kernel as it is, when all is trained: as `forecast` has it
-        part_{alone,unreached}                  tau to its half if there were no other part; what is out of reach
-        part_{rate,reach}                       how fast the outputs move along its error, and where [trial, time]
-        part_{factors,kept,own,relative,words}  what stands in the way, and `factor_typical`: see `obstacles`
+        part_{loss,share,accuracy}              a part is the whole, an output or class by name, or a principal
+            component of the error: its loss, its share of the whole, its accuracy
+        part_{half,tenth}, part_curve           tau = learning rate x steps until its loss is half or a tenth of the
+            first one, and its loss at `tau` over the first one; all is trained, under the kernel as it is now, as in
+            `forecast`
+        part_{alone,unreached}                  tau to its half if it were the only part; how much is out of reach
+        part_{rate,reach}                       how fast the outputs move along its error, and at which [trial, time]
+        part_{factors,kept,own,relative,words}  its obstacles, with `factor_typical`: see `obstacles`
 
-    The loss of a part is that of an output, or of a cross-entropy that at the places where its class is right. Along a
-    principal component it is the loss at each place times the share of its error along the component, in the metric of
-    the loss, h^{-1}. So the losses of all outputs, of all classes, and of all components add up, at any time.
+    The loss of a part is the loss of one output. For a cross-entropy it is the loss at the places where this class is
+    right. Along a principal component it is the loss at each place, times the share of its error along the component,
+    in the metric of the loss, h^{-1}. So the losses of all outputs add up to the whole at any time, and so do those of
+    all classes, and of all components.
 
-    With an optimizer also when training by it has come so far, in its own steps, as `gradient_flow` has it:
+    With an optimizer, it also gives the optimiser's own steps at which training has come so far, as `gradient_flow` has
+    it:
 
-        optimizer_{steps,earliest,latest}       to a half, a fifth and a tenth of the whole loss [fraction], and between
-            which steps that is; NaN where it takes more steps than were made
-        optimizer_{half,tenth}, optimizer_curve from when on each part is there to stay, and its loss over the first one
-            at each `step`: in between some 60 of them by interpolation
+        optimizer_{steps,earliest,latest}       to a half, a fifth and a tenth of the whole loss [fraction], and the
+            first and last step that it may be; NaN if it takes more steps than were made
+        optimizer_{half,tenth}, optimizer_curve the step from which each part stays there, and its loss over the first
+            one at each `step`, interpolated between some 60 of them
 
-    Where the mask of a task, or that of `flow.where`, leaves steps out, they have the measure 0, and modes, kernels and
+    If the mask of a task, or of `flow.where`, leaves steps out, these have the measure 0. Modes, kernels and
     projections are NaN there.
 
-    The numbers have attributes: `stderr` (0 where exact), `method`, `long_name`, `description`; where it was counted
-    `applications`; and of effective ranks `dimension`, the most they can be.
+    The numbers have attributes: `stderr` (0 if exact), `method`, `long_name`, `description`; `applications` if these
+    were counted; and for effective ranks `dimension`, their largest possible value.
 
     Args:
-        flow: what `linearize` gives.
+        flow: the result of `linearize`.
         k: how many leading eigenvalues of K and of the NTK to find.
-        samples: random probes behind each estimate.
+        samples: random probes for each estimate.
         seed: the same int gives the same dataset.
-        task: the task that the inputs came from, for the time axis in milliseconds (of a discrete problem; an ODE keeps
-            its own times), coordinates `label_...` of the trials, and its mask: steps behind the end of their trial,
-            and others without a target, are left out as by `flow.where(task.mask)`. The attribute "steps" says so.
+        task: the task that the inputs came from. It gives the time axis in milliseconds (for a discrete problem; an ODE
+            keeps its own times), coordinates `label_...` of the trials, and its mask. Steps after the end of their
+            trial, and other steps without a target, are left out as by `flow.where(task.mask)`. The attribute "steps"
+            says so.
         readout: a Linear layer of torch or equinox on the states, or a matrix [out, unit].
-        loss: of its outputs for the task's targets: "squared_error", "cross_entropy" or a function, as in `forecast`;
-            by default the cross-entropy where the task has right classes (a label "class", or targets that are class
-            indices), else the squared error.
+        loss: the loss of the readout's outputs for the task's targets: "squared_error", "cross_entropy" or a function,
+            as in `forecast`. By default the cross-entropy if the task has right classes (a label "class", or targets
+            that are class indices), else the squared error.
         mask: how much each place counts in the loss, m >= 0 [trial, time]; by default the mask of the task.
-        all_steps: do not leave steps out that have no target.
-        init: the law that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`): its description
-            is written into the attribute "init" and the settings of the page; nothing is computed from it.
-        optimizer, lr, clip: how you train, as in `gradient_flow`: such as "adam", 1e-3. Each step sees all trials.
-        steps: how many steps of it to take at most; it ends at a twentieth of the loss. The price is at most 1.1 times
-            as many gradients, which `progress` says beforehand, and some 60 forward passes; the attribute
-            "optimizer_road" says what it was, and whether this is a forecast or a training.
-        progress: called as the work goes on.
+        all_steps: keep steps that have no target.
+        init: the distribution that the model's recurrent weights were drawn from (`kp.models.Gaussian(g=1.5)`). Its
+            description is written into the attribute "init" and the settings of the page; nothing is computed from it.
+        optimizer, lr, clip: how you train, as in `gradient_flow`, such as "adam", 1e-3. Each step sees all trials.
+        steps: the largest number of its steps; it ends at a twentieth of the loss. The price is at most 1.1 times as
+            many gradients, and some 60 forward passes; `progress` says it beforehand. The attribute "optimizer_road"
+            says what the price was, and whether this is a forecast or a training.
+        progress: called while the work goes on.
 
     Raises:
-        TypeError: an init that is no law.
-        ValueError: k < 1, samples < 40, states without time, a task with other trials or times than the flow, a readout
-            that does not fit the states or the targets, or a readout, loss or optimizer without targets; a metric
-            beside an optimizer.
+        TypeError: an init that is not a distribution of weights.
+        ValueError: k < 1; samples < 40; states without time; a task with other trials or times than the flow; a readout
+            that does not fit the states or the targets; a readout, loss or optimizer without targets; or a metric
+            together with an optimizer.
 
     Warns:
-        UserWarning: eigenpairs that did not converge; the dataset flags them.
+        UserWarning: some eigenpairs did not converge. The dataset flags them.
     Source: docs/theory.md, "Modes: when, where and in which trials".
 
     >>> import torch, kpflow_dyn as kp

@@ -60,26 +60,26 @@ def linearize(
 ) -> Flow:
     """The operators of a solution, J = dS/dtheta and ntk = J J* = P K P*; see `Flow`.
 
-    The parameters are copied: training the model afterwards changes nothing in an existing flow. A model in half
-    precision (float16, bfloat16) is solved again with its parameters and inputs in float32, the dtype of the operators.
+    The parameters are copied. Training the model afterwards does not change an existing flow. A model in half precision
+    (float16, bfloat16) is solved again with its parameters and inputs in float32, the dtype of the operators.
 
     Args:
         sol: a solution of `solve`.
-        sensealg: how sensitivities are taken: `DiscreteAdjoint()`, also when None, or for an ODE
+        sensealg: how sensitivities are computed: `DiscreteAdjoint()`, also when None, or for an ODE
             `InterpolatingAdjoint()`.
-        params: which parameters learn: names, or a function of the name, or of (name, parameter), that says whether;
-            all (in torch: all that require a gradient) when None.
+        params: which parameters learn. Give names, or a function that says whether a parameter learns; it is called
+            with the name, or with (name, parameter). When None all learn (in torch: all that require a gradient).
         measure: how times and trials are weighted; `Measure()` when None.
         metric: the metric M of an optimiser theta' = -M^{-1} g: `LearningRates`, `KroneckerMetric` or
-            `Reparametrization`. Then ntk = J M^{-1} J*, K and core have M^{-1} as well, and J stays dS/dtheta. Plain
-            gradient descent when None.
+            `Reparametrization`. Then ntk = J M^{-1} J*. K and core also contain M^{-1}; J stays dS/dtheta. None is
+            plain gradient descent.
 
     Raises:
-        TypeError, ValueError: unknown names, no parameter that learns, a model without a derivative or a fixed meaning,
-            steps of a solver that can be neither replayed nor (in JAX) differentiated, or a metric of other parameters.
+        TypeError, ValueError: unknown names; no parameter that learns; a model without a derivative or a fixed meaning;
+            steps of a solver that can neither be replayed nor (in JAX) differentiated; or a metric of other parameters.
 
     Warns:
-        UntracedWarning: the model was not traced, and autograd through it makes the operators; see `flow.untraced`.
+        UntracedWarning: the model could not be traced. The operators then use autograd through it; see `flow.untraced`.
     Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp

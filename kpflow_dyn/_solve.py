@@ -29,51 +29,52 @@ from kpflow_dyn.ode._solve import solve_ode
 
 
 def solve(prob: Problem, alg: Any = None, **common: Any) -> Solution:
-    """Find the state S with F(S, theta; x) = 0; keep it, and of an ODE the accepted steps, for a linearisation.
+    """Find the state S with F(S, theta; x) = 0. The solution keeps all that `linearize` needs.
 
     Recurrences and networks are run forward. A fixed point is found by z <- f(x, z), and by Newton's method where that
-    is slow; a free form by Newton's method.
+    is slow. A free form is solved by Newton's method. The solution of an ODE keeps the accepted steps.
 
     Args:
         prob: the problem.
-        alg: how an ODE is solved, which chooses the library. In torch the name of a method of torchdiffeq, "dopri5"
-            when None, or a step method of torchode or an AutoDiffAdjoint of one; in JAX a solver of diffrax, own
-            subclasses of AbstractERK included, diffrax.Tsit5() when None; in both an algorithm of a library that was
-            added by `kpflow_dyn.ode.add_library`. Of a pair (q, v), as of a `SecondOrderProblem`, in both also
+        alg: how an ODE is solved. It also chooses the library. In torch: the name of a method of torchdiffeq ("dopri5"
+            when None), a step method of torchode, or an AutoDiffAdjoint of one. In JAX: a solver of diffrax
+            (diffrax.Tsit5() when None), also your own subclass of AbstractERK. In both: an algorithm of a library that
+            was added by `kpflow_dyn.ode.add_library`. For a pair (q, v), as in a `SecondOrderProblem`, both also take
             "symplectic_euler", which is diffrax.SemiImplicitEuler(), or "leapfrog", of Stoermer and Verlet, with
-            `steps` alone: symplectic where q' hangs on v alone, and v' on q. For an SDE "euler" (that is
-            Euler-Maruyama, which converges to the solution of Ito), "milstein" (diagonal noise; either), "heun" or
-            "euler_heun" (Stratonovich), or diffrax's solver of that name; when None "euler" or "heun", as `sde_type`
-            says. For a DDE "euler", "heun" or "rk4", which is the one when None. Other problems need none.
-        **common: for an ODE, `rtol` and `atol`, the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
-            float32); `max_steps`, how many steps may be tried (4096, and one more for each of `ode.stops_of(prob)`);
-            `steps`, None for the method's own choice (one step for each interval of the grid where it makes none), a
-            number for steps of this length (the last one shorter if need be), or increasing times from t0 to the end
-            for steps between exactly these, in the order of t. Also diffrax's `stepsize_controller`, with `dt0` for a
-            constant step, and torchdiffeq's `options` of step_size and max_num_steps. For an SDE or a DDE `steps`
-            alone: without it an SDE takes one step for each interval of its grid, so give a length unless the grid is
-            fine (`solution.stats` has how many steps there were, and the longest). Steps also end at all times of the
-            grid; of a DDE also where its solution has kinks (and samples bend, unless `steps` are given), and they are
-            no longer than its shortest delay.
+            `steps` alone. They are symplectic where q' depends on v alone, and v' on q alone. For an SDE: "euler"
+            (Euler-Maruyama, which converges to the Ito solution), "milstein" (diagonal noise; Ito or Stratonovich),
+            "heun" or "euler_heun" (Stratonovich), or diffrax's solver of that name; when None "euler" or "heun", as
+            `sde_type` says. For a DDE: "euler", "heun" or "rk4"; "rk4" when None. Other problems need none.
+        **common: for an ODE, `rtol` and `atol` are the tolerances (1e-6 and 1e-8 for a float64 state, 1e-4 and 1e-6 for
+            float32). `max_steps` is how many steps may be tried (4096, and one more for each of `ode.stops_of(prob)`).
+            `steps` sets the steps. None leaves them to the method; a method that makes no choice takes one step for
+            each interval of the grid. A number gives steps of this length; the last one is shorter if need be.
+            Increasing times from t0 to the end give steps between exactly these, in the order of t. Also diffrax's
+            `stepsize_controller`, with `dt0` for a constant step, and torchdiffeq's `options` of step_size and
+            max_num_steps. For an SDE or a DDE `steps` alone. Without `steps`, an SDE takes one step for each interval
+            of its grid, so give a length unless the grid is fine. `solution.stats` has the number of steps and the
+            longest one. Steps also end at all times of the grid. Steps of a DDE also end where its solution has kinks
+            (and where samples bend, unless `steps` are given), and they are no longer than its shortest delay.
 
-    Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`: where samples bend, unless `steps` are
-    given, and always at the `jumps` that a callable names.
+    Steps also end where the inputs x(t) are not smooth, `ode.stops_of(prob)`. These are the times where samples bend,
+    unless `steps` are given, and always the `jumps` that a callable names.
 
-    On a grid t the library gives the state; in JAX and with torchode each trial has steps of its own, with torchdiffeq
-    all share them. On a span all trials share the steps (of torchode those of the trial that took the most give the
-    nodes), and the state is read from the dense output at three Gauss points inside each. With torchdiffeq's
+    On a grid t the library gives the state. In JAX and with torchode each trial has its own steps; with torchdiffeq all
+    trials share them. On a span all trials share the steps. With torchode the nodes come from the trial that took the
+    most steps. The state is then read from the dense output at three Gauss points inside each step.
+
+    With some methods a step depends on the steps before it, and `solution.steps` is None. These are torchdiffeq's
     adaptive_heun and fehlberg2 (unless the steps are given), its Adams and scipy methods, and diffrax's methods with
-    memory, a step depends on those before it, and `solution.steps` is None. The dense output of torchdiffeq's bosh3,
-    dopri8 and second-order methods is far less accurate than their steps: on a span, or with a grid inside the steps,
-    take "dopri5".
+    memory. The dense output of torchdiffeq's bosh3, dopri8 and second-order methods is far less accurate than their
+    steps. On a span, or with a grid inside the steps, take "dopri5".
 
     Raises:
-        TypeError, ValueError: a model, input or initial state that do not fit, a step that is random or changes its
-            arguments, and a state that does not stay finite; each says what to do.
-        SolveError: some trials of an ODE failed; it names them, and holds the solution of the others.
+        TypeError, ValueError: the model, the input or the initial state does not fit; a step is random or changes its
+            arguments; or the state does not stay finite. Each message says what to do.
+        SolveError: some trials of an ODE failed. The error names them, and holds the solution of the others.
 
     Warns:
-        StartWarning: a z0 or inputs of torch that carry a gradient, and do not learn.
+        StartWarning: a z0 or inputs of torch carry a gradient, but do not learn.
     Source: torchdiffeq (Chen et al., arXiv:1806.07366); diffrax (Kidger, arXiv:2202.02435).
 
     >>> import torch, kpflow_dyn as kp

@@ -80,31 +80,32 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read a recurrent network, and its readout if there is one, from a file; or fill a module of your own.
 
-    The file may be one of torch.save (a state dict or a whole module, alone or nested), safetensors, numpy's npz,
-    Lightning, stable-baselines3, flax (msgpack, orbax), Keras, PsychRNN, or a pickle of dictionaries of arrays. No
-    object that it names is made and no function is called: of classes that are no tensors only their names are read.
-    The file's sizes and dtype become the network's.
+    The file may come from torch.save (a state dict or a whole module, alone or nested), safetensors, numpy's npz,
+    Lightning, stable-baselines3, flax (msgpack, orbax), Keras or PsychRNN, or be a pickle of dictionaries of arrays. No
+    object that it names is created, and no function is called. Of classes that are not tensors only the names are read.
+    The network gets the sizes and the dtype of the file.
 
     Args:
         path: the file, or the folder of orbax.
         model: "rnn", "gru", "lstm", "ctrnn" (a saved `CTRNNCell`, or a network of PsychRNN), "lowrank", or None for the
-            only network that there is; or a torch module or a pytree of JAX, whose weights all become the file's. A
-            file of equinox (.eqx) has no names, so that it needs the module.
-        prefix: what stands before the recurrent weights' names ("rnn." in rnn.weight_hh_l0, the dot may be left out).
-            By default the only one that fits.
-        readout: the readout layer's name. By default the one layer whose last component is a usual name ("fc", "out",
-            ...) and whose weight is [out, hidden], or else the only layer with a weight [outputs, hidden].
-        nonlinearity: "tanh" or "relu", for rnn and ctrnn, whose files do not say. By default what the file says after
-            all; or else the one with the clearly lower loss on the task; or else tanh (PsychRNN: relu).
-        outputs: how many outputs the readout has, where that is known; or whether so many fit it.
-        key: the mapping in the file that holds the network, such as "model" or "ema", where several do.
-        alpha: the leak dt / tau of a leaky network whose file does not have it; 0.1 by default for PsychRNN.
-        task: on which the network was trained, such as a sample of `kp.tasks`.
-        loss: that of the task, as in `kp.analyze`.
+            only network in the file. Or a torch module or a pytree of JAX, whose weights are all replaced by those of
+            the file. A file of equinox (.eqx) has no names, so it needs the module.
+        prefix: the text before the recurrent weights' names ("rnn." in rnn.weight_hh_l0; you may leave out the dot). By
+            default the only one that fits.
+        readout: the readout layer's name. By default it is the one layer whose last component is a usual name ("fc",
+            "out", ...) and whose weight is [out, hidden]; or else the only layer with a weight [outputs, hidden].
+        nonlinearity: "tanh" or "relu", for rnn and ctrnn, whose files usually do not say. By default: the file's own
+            entry, if there is one; or else the one with the clearly lower loss on the task; or else tanh (PsychRNN:
+            relu).
+        outputs: the number of the readout's outputs, if known; or a function that says whether a number fits.
+        key: the mapping in the file that holds the network, such as "model" or "ema", if there are several.
+        alpha: the leak dt / tau of a leaky network, if its file does not have it; 0.1 by default for PsychRNN.
+        task: the task on which the network was trained, such as a sample of `kp.tasks`.
+        loss: the loss of the task, as in `kp.analyze`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that cannot be used, or that is made to do harm; the message says why.
+        ValueError: a file that cannot be used, or that was made to do harm. The message says why.
         ModuleNotFoundError: a file of flax without msgpack, or of orbax without orbax.
 
     >>> import tempfile, torch, kpflow_dyn as kp

@@ -38,26 +38,26 @@ class Flow(Named, Shown):
 
     and one step of gradient descent theta -= eta dL/dtheta moves S by -eta ntk grad_S L + O(eta^2).
 
-    Of an ODE these are operators between functions of time, with inner products of quadrature weights w = diag W:
-    ntk = J J^T W is exact for the discretised model, while P = (P_node - I/2) W, K and core have the field's own sites
-    at the nodes, so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
+    For an ODE these operators act on functions of time. Inner products have quadrature weights w = diag W. Then ntk = J
+    J^T W is exact for the discretised model. P = (P_node - I/2) W, K and core have the field's own sites at the nodes,
+    so that P K P* tends to ntk as the mesh is refined. `nodal` has the exact identity.
 
-    With a metric M of the optimiser, theta' = -M^{-1} g, ntk = J M^{-1} J* = (J R)(J R)*, and K and core have M^{-1}
-    inside as well; J stays dS/dtheta, and `ntk.factor` is J R.
+    With a metric M of the optimiser, theta' = -M^{-1} g, ntk = J M^{-1} J* = (J R)(J R)*. K and core then also contain
+    M^{-1}; J stays dS/dtheta, and `ntk.factor` is J R.
 
     Attributes:
         P: the propagator, state -> state; `P.inv` is its inverse where the problem is discrete.
-        K: the parameter operator of one step (of an ODE: of the field), state -> state.
+        K: the parameter operator of one step (for an ODE: of the field), state -> state.
         core: the Kronecker core on the weight-site outputs.
-        B: site outputs -> state, how each enters its step (of an ODE: the field).
+        B: site outputs -> state: how each output enters its step (for an ODE: the field).
         J: parameters [p] -> state; `J.T` is backpropagation through time.
         ntk: the global empirical neural tangent kernel, state -> state.
-        sites: the weight sites, in the order of the core's outputs; none where `untraced`, when a step counts as one.
-        solution: what was linearised.
-        parameters: those that learn, by name, as they were when linearised; a complex number counts as (Re, Im) in J.
-        preconditioner: the blocks of R, where an optimiser has a metric; else ().
-        R: what changes of the parameters pass before J, of a metric or of a choice of them; None for all, unscaled.
-        untraced: why the model could not be traced, so that all maps are autograd's through it; "" where it was.
+        sites: the weight sites, in the order of the core's outputs; none if `untraced`, when a step counts as one site.
+        solution: the solution that was linearised.
+        parameters: those that learn, by name, copied at linearisation; a complex number counts as (Re, Im) in J.
+        preconditioner: the blocks of R if an optimiser has a metric; else ().
+        R: the map of parameter changes before J, from a metric or from a choice of parameters; None for all, unscaled.
+        untraced: why the model could not be traced, so that all maps use autograd through it; "" if it was traced.
 
     Example as `linearize`.
     """
@@ -121,16 +121,16 @@ class Flow(Named, Shown):
     def where(self, mask: Any) -> Self:
         """The flow of the states at these trials and times alone: R ntk R, with R the mask as zeros and ones.
 
-        Left out are states elsewhere, and kicks that reach no state that counts, such as those behind the end of a
-        trial. With E the times of each trial up to the last that counts, J becomes R J, P R P E, K E K E and core
-        E core E, so that P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
-        `ntk.domain.dimension` says how many entries do.
+        States elsewhere are left out, and also kicks that reach no state that counts, such as those after the end of a
+        trial. E selects the times of each trial up to the last one that counts. Then J becomes R J, P R P E, K E K E
+        and core E core E, so P K P* = ntk stays exact. Vectors keep their shape, with zeros where nothing counts;
+        `ntk.domain.dimension` is the number of entries that count.
 
         Args:
-            mask: booleans [trial, time]; of other flows on all axes of the states but that of the units.
+            mask: booleans [trial, time]; for other flows all axes of the states except that of the units.
 
         Raises:
-            ValueError: a mask of another shape, or that is nowhere True.
+            ValueError: a mask of another shape, or one that is nowhere True.
 
         >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))
@@ -150,15 +150,15 @@ class Flow(Named, Shown):
         """The flow of a readout y = C s + c: its kernel C ntk C*, on axes such as (trial, time, out).
 
         Args:
-            C: [out, unit], or a Linear layer of torch or equinox, whose bias moves nothing. Where the state is wider,
-                of an LSTM or of several layers, it may read the h of the last layer.
-            learn: whether the readout's own weights learn, which adds s s' (x) I, and (x) I once more for the bias of
-                a layer that has one; a number is their learning rate beside the flow's metric. What a layer keeps
-                frozen does not learn: a torch parameter without requires_grad, a numpy array in a layer of JAX.
+            C: [out, unit], or a Linear layer of torch or equinox; its bias moves nothing. If the state is wider, as for
+                an LSTM or several layers, C may read the h of the last layer.
+            learn: whether the readout's own weights learn. They add s s' (x) I, and (x) I once more if a layer has a
+                bias. A number is their learning rate beside the flow's metric. Frozen weights of a layer do not learn:
+                a torch parameter without requires_grad, a numpy array in a layer of JAX.
 
         Raises:
-            ValueError: a C of another width or not finite, states that are not [trial, ..., unit], or a readout that is
-                to learn from `nodal`, whose states are not those of the solution.
+            ValueError: a C of another width or not finite; states that are not [trial, ..., unit]; or a readout of
+                `nodal` that is to learn: the states of `nodal` are not those of the solution.
 
         >>> import torch, kpflow_dyn as kp
         >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.GRUCell(3, 8), torch.randn(2, 5, 3))))

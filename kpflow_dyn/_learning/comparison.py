@@ -46,21 +46,21 @@ class Comparison(ShownAsText):
     """Two flows on the same states, or of the same outputs.
 
     Attributes:
-        ntk: the alignment of the two NTKs, tr(A^T B) / (|A|_F |B|_F); under a loss of h^{1/2} ntk h^{1/2}.
-        K, P: those of the states' K and P, which for P is the similarity of Green's operators; None where the states
-            have different shapes.
-        angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians: 0
-            for a direction that they share, pi/2 for one that only one of them has. NaN for those that an operator of
-            lower rank lacks.
-        modes: the leading modes of each; under a loss their values are rates, and their vectors h^{1/2} times changes
-            of the outputs.
-        loss: of each model, where there is one.
-        accuracy: of each model, where the loss is that of classes.
-        step: the cosine of the directions in which the next small step of gradient descent moves the outputs that count
-            of each model, ntk grad L; NaN where there is no loss, or one of them does not move.
-        names: what the two are called in tables and figures.
-        ranks: the effective ranks of each, by operator: of "NTK", under a loss of h^{1/2} ntk h^{1/2}, and of the
-            states' "K" and "P" (that of P P*).
+        ntk: the alignment of the two NTKs, tr(A^T B) / (|A|_F |B|_F); with a loss, of the two h^{1/2} ntk h^{1/2}.
+        K, P: the alignments of the states' K and P. For P this is the similarity of Green's operators. None if the
+            states have different shapes.
+        angles: the principal angles [k] between the spans of the k leading modes of the two, ascending, in radians. 0
+            is a direction that they share, pi/2 a direction that only one of them has. NaN for directions that an
+            operator of lower rank does not have.
+        modes: the leading modes of each. With a loss their values are rates, and their vectors are h^{1/2} times
+            changes of the outputs.
+        loss: of each model, if there is one.
+        accuracy: of each model, if the loss is one of classes.
+        step: the cosine between the two directions, ntk grad L, in which the next small step of gradient descent moves
+            the outputs that count of each model; NaN if there is no loss, or if one model does not move.
+        names: names of the two in tables and figures.
+        ranks: the effective ranks of each, by operator: of "NTK" (with a loss, of h^{1/2} ntk h^{1/2}), and of the
+            states' "K" and "P" (this is the rank of P P*).
 
     Example as `compare`.
     """
@@ -129,36 +129,37 @@ def compare(
     mask: Any = None,
     names: tuple[str, str] = ("A", "B"),
 ) -> Comparison:
-    """How alike gradient descent moves two models, or two checkpoints of one: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
+    """Compare how gradient descent moves two models or checkpoints: cos(A, B) = tr(A^T B) / (|A|_F |B|_F).
 
-    Without a loss A and B are the kernels. With a target, or a loss of your own, they are the kernels as the loss L(y)
-    trains them, each with the Hessian h of L in its own outputs y:
+    Without a loss, A and B are the two kernels. With a target, or with your own loss, they are the kernels by which the
+    loss L(y) trains. Each then uses the Hessian h of L in its own outputs y:
 
         W = h^{1/2} ntk h^{1/2}        df/dtau = -W f,    f = h^{-1/2} grad L,    L = L_min + |f|^2 / 2 to second order
 
-    Its eigenvalues are the rates at which its modes decay. What the loss does not see does not count, such as outputs
-    without a target or a shift of all logits, and classes that are nearly certain count little. Of a plain squared
-    error W is a multiple of the kernel.
+    The eigenvalues of W are the rates at which its modes decay. Directions that the loss does not see do not count,
+    such as outputs without a target or a shift of all logits. Classes that are nearly certain count little. For a plain
+    squared error W is a multiple of the kernel.
 
     Args:
-        a, b: flows on the same inputs, whose states have the same axes and lengths, unit i being compared with unit i;
-            or their readouts, `flow.output(C, learn=True)`, of as many outputs, where the states may differ.
+        a, b: flows on the same inputs. Their states have the same axes and lengths, and unit i is compared with unit i.
+            Or their readouts, `flow.output(C, learn=True)`, with the same number of outputs; the states may then
+            differ.
         k: how many leading modes to compare.
-        samples: how many applications of each operator to spend on an alignment; None for exact values where these are
+        samples: how many applications of each operator to spend on an alignment; None gives exact values where they are
             cheap.
         seed: an int, or a `Random` to continue.
-        alg: how the modes are found; `solvers.BlockLanczos()` when None.
+        alg: the method that finds the modes; `solvers.BlockLanczos()` when None.
         target: of both, as in `forecast`.
-        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number;
-            y -> number if there is no target.
-        mask: m >= 0 of the loss, [trial, time] or as y; all ones when None. None with a function. K and P are those of
-            the flows as they are: take `flow.where(mask)` to leave places out of them.
-        names: what to call the two in tables and figures, such as ("before", "after").
+        loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number; y ->
+            number if there is no target.
+        mask: m >= 0 of the loss, [trial, time] or in the shape of y; all ones when None. It must be None with a
+            function. It does not change K and P; use `flow.where(mask)` to leave places out of them.
+        names: names of the two in tables and figures, such as ("before", "after").
 
     Raises:
-        TypeError: what is no flow, or readout of one.
-        ValueError: states or outputs of other shapes, a k that is larger than the ranks, a target or mask that does not
-            fit, a loss that is not convex in the outputs, or has no curvature, or two names that are the same.
+        TypeError: a or b is not a flow, or a readout of one.
+        ValueError: states or outputs of different shapes; a k larger than the ranks; a target or mask that does not
+            fit; a loss that is not convex in the outputs, or has no curvature; or two names that are the same.
     Source: Bjorck, Golub, Math. Comp. 27, 579 (1973), for the angles; `alignment` for the cosines.
 
     >>> import torch, kpflow_dyn as kp

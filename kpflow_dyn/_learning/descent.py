@@ -43,27 +43,27 @@ FINITE = 0.04  # part of a time by which descent at a small but finite rate may 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GradientFlow(ShownAsText):
-    """The gradient flow d theta / d tau = -grad L(theta), at the steps that were taken; step 0 is the start.
+    """The gradient flow d theta / d tau = -grad L(theta), at the steps that the solver took; step 0 is the start.
 
-    A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps. Of an
-    optimiser times are its own steps.
+    A step of gradient descent with learning rate eta is a time eta, so tau = eta times the number of steps. For an
+    optimiser, times count its own steps.
 
     Attributes:
         time: tau [step], or steps of the optimiser.
         loss: L [step].
         gradient_norm: |grad L| [step].
-        error: the estimated relative error of the loss [step], |dL/dtau| / L times the error in time so far: that of a
-            solution of one order less. Errors that the flow itself amplifies are not seen.
-        parameters: by name, [step, ...] in their own shapes; names of the loss's own begin with "loss.".
+        error: the estimated relative error of the loss [step]: |dL/dtau| / L times the error in time so far, as for a
+            solution of one order less. It does not contain errors that the flow itself amplifies.
+        parameters: by name, [step, ...] in their own shapes; names of the loss's parameters begin with "loss.".
         late: the estimated error in time [step].
-        linearisations: at how many points a Hessian was used; 0 where explicit steps alone were taken.
-        gradients: how many gradients, without those of differences.
+        linearisations: at how many points a Hessian was used; 0 if all steps were explicit.
+        gradients: how many gradients, without those for differences.
         applications: how many products of a Hessian with a vector.
-        differences: how many of these were differences of two gradients.
-        cost: of all that, in gradients on all trials.
+        differences: how many of these products were differences of two gradients.
+        cost: the total cost, in gradients on all trials.
         own: how many of the optimiser's steps were taken one by one, as training does.
-        optimizer: what trains, "" for the gradient flow.
-        reached: whether the flow came to the end of the span, or below the loss where it was to stop.
+        optimizer: the optimiser that trains; "" for the gradient flow.
+        reached: whether the flow came to the end of the span, or below the loss at which it should stop.
         pieces: the loss between the steps.
 
     Example as `gradient_flow`.
@@ -234,50 +234,55 @@ def gradient_flow(
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> GradientFlow:
-    """Train a model by gradient descent with very small steps, in longer ones; or by an optimiser, in its steps.
+    """Follow gradient descent with very small steps, by fewer and longer steps; or train by an optimiser's own steps.
 
         d theta / d tau = -grad L(S(theta)),        theta(0) as in the model
 
-    Explicit descent is stable only for learning rates below 2 / l_1, with l_1 the largest eigenvalue of the Hessian, so
-    that a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here a step is as long as its error allows: one
-    of several gradients that is stable far beyond 2 / l_1, or one that solves the flow of the quadratic model exactly,
-    by functions of the Hessian; of both the one that comes further for a gradient. The parameters are copied. Where the
-    curvature grows beyond 2 / your learning rate, your descent leaves the flow, and may take fewer gradients than that.
+    Explicit descent is stable only for learning rates below 2 / l_1, where l_1 is the largest eigenvalue of the
+    Hessian. So a slow direction of eigenvalue l_k takes about l_1 / l_k steps. Here a step is as long as its error
+    allows. There are two kinds of steps. One uses several gradients, and is stable far beyond 2 / l_1. The other solves
+    the flow of the quadratic model exactly, by functions of the Hessian. The kind that comes further per gradient is
+    used. The parameters are copied.
+
+    If the curvature grows beyond 2 / your learning rate, your descent leaves the flow. It may then take fewer gradients
+    than this function.
 
     Args:
-        problem: a DiscreteProblem, a StaticProblem or an ODEProblem, of a span at the nodes of its solution; or its
-            Solution, whose solver and tolerances are then those of every later solve. An ODE is differentiated on the
-            steps that its solver took, and solved again after each step of the flow.
-        loss: from the states [trial, time, unit] to a number of shape (). If it has parameters, such as those of a
-            readout, they learn too: an nn.Module, or in JAX a callable pytree, whose jax arrays are parameters and
-            whose numpy arrays are constants.
-        span: how long to flow, in tau = learning rate times steps; with an optimiser how many of its steps.
-        params: which parameters learn, names or a function of the name, as in `linearize`; all when None.
-        alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None for the cheaper of both at any time.
-        rtol: the error of a step, relative to what it does: in time to its length, in the parameters to the distance.
-        stop_below: end as soon as the loss is, or was at one of an optimiser's steps, below this part of what it was at
-            the start.
-        optimizer: how to train in the place of the gradient flow, for at most 1.1 times as many gradients as its steps,
-            and two: "adam", "adamw", "rmsprop", "sgd"; or what makes another one: in torch a class called as
-            optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr); or an optimiser itself, of
-            all parameters that learn, which is copied and goes on from its state. See `solvers.Multirate`.
-        lr: its learning rate; None where it has its own.
-        clip: scales the gradient down to this norm, over all parameters, where it is larger.
-        batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then each step is the
-            optimiser's own, and the loss is that of all trials. A loss of your own is called as loss(states of these
-            trials, their numbers). A draw of trials of which no target counts is an error: its mean is 0 / 0.
+        problem: a DiscreteProblem, a StaticProblem or an ODEProblem; an ODEProblem on a span is taken at the nodes of
+            its solution. Or its Solution: every later solve then uses its solver and tolerances. An ODE is
+            differentiated on the steps that its solver took, and solved again after each step of the flow.
+        loss: a function from the states [trial, time, unit] to a number of shape (). If it has parameters, such as
+            those of a readout, they learn too. Then it is an nn.Module, or in JAX a callable pytree, whose jax arrays
+            are parameters and whose numpy arrays are constants.
+        span: how long to flow, in tau = learning rate times steps; with an optimiser the number of its steps.
+        params: which parameters learn: names, or a function of the name, as in `linearize`; all when None.
+        alg: `RungeKuttaChebyshev(...)` or `ExponentialRosenbrock(...)`; None takes the cheaper of both at any time.
+        rtol: the relative error of a step: in time relative to its length, in the parameters relative to its distance.
+        stop_below: end as soon as the loss is below this part of its value at the start. With an optimiser, end if the
+            loss was below it at one of the optimiser's steps.
+        optimizer: an optimiser to train by instead of the gradient flow. This costs at most 1.1 times as many gradients
+            as its steps, and two more. Give "adam", "adamw", "rmsprop" or "sgd". Or give a maker of another one: in
+            torch a class called as optimizer(parameters, lr=lr), in JAX a function of optax called as optimizer(lr). Or
+            give an optimiser of all parameters that learn; it is copied and goes on from its state. See
+            `solvers.Multirate`.
+        lr: the learning rate of the optimiser; None if it has its own.
+        clip: if the gradient's norm over all parameters is larger than this, the gradient is scaled down to it.
+        batch: how many trials a step sees, drawn anew for each step without repetition; all when None. With batches
+            each step is one of the optimiser's own, and the recorded loss is that on all trials. Your own loss is
+            called as loss(states of these trials, their numbers). A draw of trials without a target that counts is an
+            error: its mean is 0 / 0.
         seed: for the draws of trials.
-        progress: show on a terminal what this will cost at most, where that is known, and a bar; or what is called with
-            these words, the time so far and the span.
+        progress: show on a terminal a bar, and the most that this will cost, if known. Or a function, called with these
+            words, the time so far and the span.
 
     Raises:
-        TypeError, ValueError: for a problem that cannot be differentiated twice, a loss that is no finite number, or
-            options out of range.
-        RuntimeError: where no step is short enough, for a loss that is NaN or jumps, or where events of a hybrid model
-            come or go; kinks are crossed. Training by an optimiser that leaves the finite numbers.
+        TypeError, ValueError: the problem cannot be differentiated twice, the loss is not a finite number, or an option
+            is out of range.
+        RuntimeError: no step is short enough, because the loss is NaN or jumps, or because events of a hybrid model
+            come or go. Kinks are crossed. Also if training by an optimiser leaves the finite numbers.
 
     Warns:
-        UserWarning: after as many steps as alg allows; the flow up to there is returned with `reached` False.
+        UserWarning: alg's limit of steps was reached. The flow up to there is returned, with `reached` False.
 
     Source as `solvers.RungeKuttaChebyshev` and `solvers.ExponentialRosenbrock`.
 

@@ -42,22 +42,22 @@ BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forecast(ShownAsText):
-    """The loss of gradient descent, or of an optimiser, under a frozen kernel.
+    """The loss over steps of gradient descent, or of an optimiser, under a frozen kernel.
 
     Attributes:
-        lr: the learning rate; NaN of an optimiser that has its own.
+        lr: the learning rate; NaN for an optimiser that has its own.
         steps, loss: the predicted curve from step 0 on, each [point]; NaN where it is not known.
-        rates: the eigenvalues of h^{1/2} ntk h^{1/2} whose modes the error has [mode], with the Hessian h of the loss
-            in y as it is at step 0; a mode shrinks by 1 - lr rate a step.
-        energies: the part of the loss at step 0 in each mode [mode], to second order.
-        holds_until: the step at which training itself first differs by a tenth, in the loss or in the time to it (where
-            the losses differ by a hundredth or more), because the kernel changed; inf where it does not within the
-            `steps` that were asked for, beyond which nothing was compared; NaN where this was not asked for or could
-            not be found. Training is the gradient flow, or the optimiser.
-        flow_steps, flow_loss: the training up to there, each [point].
-        mean_loss: with batches, the loss on all trials at `steps` [point], in the mean over the draws; else None.
-        applications: of the kernel to one vector.
-        frozen: what gives the loss at any step.
+        rates: the eigenvalues of h^{1/2} ntk h^{1/2} [mode], of the modes that the error contains. h is the Hessian of
+            the loss in y at step 0. A mode shrinks by 1 - lr rate in each step.
+        energies: the part of the loss at step 0 that is in each mode [mode], to second order.
+        holds_until: the first step at which real training differs from the forecast by a tenth, because the kernel
+            changed. The tenth is of the loss, or of the time to it (where the losses differ by a hundredth or more).
+            Training is the gradient flow, or the optimiser. inf: no such step within the `steps` that were asked for;
+            nothing beyond them was compared. NaN: not asked for, or not found.
+        flow_steps, flow_loss: the training up to that step, each [point].
+        mean_loss: with batches, the loss on all trials at `steps` [point], as the mean over the draws; else None.
+        applications: how many times the kernel was applied to one vector.
+        frozen: gives the loss at any step.
 
     Example as `forecast`.
     """
@@ -245,36 +245,37 @@ def forecast(
     optimizer: Any = None,
     clip: float | None = None,
 ) -> Forecast:
-    """What gradient descent, or an optimiser, does to the loss if the kernel stays as it is.
+    """Predict the loss under gradient descent, or under an optimiser, if the kernel stays as it is now.
 
         L = <e, m e> / <1, m>,  e = y - target:    e after s steps = (1 - lr H)^s e,   H = 2 m ntk / <1, m>
 
-    by a Krylov basis that begins with e, which gives the loss after any number of steps. Of any other loss it is the
-    gradient flow of the linearised model, d delta / d tau = -grad L(y + J delta), whose Hessian is the generalised
-    Gauss-Newton matrix J* h J: descent in small steps. In training the kernel changes: `holds_until` says for how many
-    steps the forecast agrees with the gradient flow of the parameters, which is computed up to there. Where that is
-    short, take `kp.gradient_flow`.
+    A Krylov basis that begins with e gives the loss after any number of steps. For any other loss the forecast is the
+    gradient flow of the linearised model, d delta / d tau = -grad L(y + J delta), that is descent in small steps. Its
+    Hessian is the generalised Gauss-Newton matrix J* h J. In real training the kernel changes. `holds_until` says for
+    how many steps the forecast agrees with the gradient flow of the parameters, which is computed up to there. If that
+    is only a few steps, use `kp.gradient_flow`.
 
     Args:
-        flow: whose states are the outputs y; or `flow.output(C, learn=...)`, a readout of them. A metric's learning
-            rates multiply `lr`.
-        target: as y, such as [trial, time, out]; for the cross-entropy class indices [trial, time] or probabilities, as
-            in `cross_entropy`. None for a function of y alone.
+        flow: a flow whose states are the outputs y; or a readout of them, `flow.output(C, learn=...)`. The learning
+            rates of a metric multiply `lr`.
+        target: in the shape of y, such as [trial, time, out]. For the cross-entropy: class indices [trial, time] or
+            probabilities, as in `cross_entropy`. None for a function of y alone.
         lr: the learning rate.
         steps: how many steps of gradient descent on all trials.
         loss: "squared_error", "cross_entropy", or a function (y, target) -> number of shape (), twice differentiable.
-            In the first two, times of an ODE count by their quadrature weights.
+            With the two names, times of an ODE count by their quadrature weights.
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
-        batch: how many trials a step sees, drawn anew for each without repetition; all when None. Then `mean_loss` is
-            that of such steps, in the mean over the draws; of the squared error only.
-        check: whether to follow the training itself; left out with a metric, for states on a span of an ODE, and with a
-            warning where the model cannot be called with other parameters.
-        optimizer, clip: as in `gradient_flow`, whose `lr` may be its own: then the linearised model is trained by it.
+        batch: how many trials a step sees, drawn anew for each step without repetition; all when None. With batches
+            `mean_loss` is the loss of such steps, as the mean over the draws; for the squared error only.
+        check: whether to follow the real training too. It is left out with a metric, and for states on a span of an
+            ODE. It is left out with a warning if the model cannot be called with other parameters.
+        optimizer, clip: as in `gradient_flow`. The optimiser then trains the linearised model; `lr` may be its own.
 
     Raises:
-        ValueError: a target or mask that does not fit, a batch with another loss or an optimiser, or a learning rate at
-            which descent under the frozen kernel is unstable: above 2 over the largest rate. Below it, descent itself
-            may still be unstable: the Hessian of the model, which the frozen kernel does not know, may be larger.
+        ValueError: a target or mask that does not fit; a batch with another loss or an optimiser; or a learning rate at
+            which descent under the frozen kernel is unstable, above 2 over the largest rate. Below this limit real
+            descent may still be unstable: the frozen kernel does not know the Hessian of the model, which may be
+            larger.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp

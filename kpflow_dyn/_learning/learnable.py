@@ -35,19 +35,19 @@ WORDS = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Learnability(ShownAsText):
-    """How soon each target is learnt by a gradient flow under a frozen kernel, times being tau = lr steps.
+    """How soon a gradient flow under a frozen kernel learns each target; times are tau = lr steps.
 
     Attributes:
         names: of the targets.
-        score: between 0 and 1, the initial speed of the loss over the largest one [target]: of the squared error
-            <e, A e> / (|e|^2 l_max).
-        half, tenth: tau at which the loss has fallen to half and to a tenth [target]; inf where it does not, or only by
-            directions that count as unreached and whose rates are not known; NaN where this could not be resolved.
-        unreached: the part of the loss outside of what the frozen kernel reaches, in directions whose eigenvalues are
-            below 1e-6 of the largest [target], NaN where it is not known to about a hundredth. They need not be zero:
-            where their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
-            still learn it, as the kernel changes.
-        applications: of A to one vector.
+        score: the initial speed of the loss over the largest possible one [target], between 0 and 1. For the squared
+            error it is <e, A e> / (|e|^2 l_max).
+        half, tenth: tau at which the loss has fallen to half and to a tenth [target]. inf if it never falls so far, or
+            only by directions that count as unreached and whose rates are not known. NaN if this could not be resolved.
+        unreached: the part of the loss that the frozen kernel does not reach, in directions whose eigenvalues are below
+            1e-6 of the largest [target]; NaN if it is not known to about a hundredth. These eigenvalues need not be
+            zero. If their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
+            still learn this part, because the kernel changes.
+        applications: how many times A was applied to one vector.
 
     Example as `learnability`.
     """
@@ -84,23 +84,23 @@ def learnability(
 ) -> Learnability:
     """Which targets gradient descent learns soon, late, or not at all while the kernel is as it is now.
 
-    Each target is on its own: e = y - target, L = <e, m e> / <1, m> and de/dtau = -2 A m e / <1, m>, with A the ntk of
-    the outputs y. Of another loss, e = grad_y L decays by the kernel h^{1/2} A h^{1/2} with the Hessian h of L in y,
-    which gives score and unreached; the times are those of the loss itself along y + J delta. Times are right where
-    learning is lazy. Where the kernel changes much, they still order targets of one network, but `kp.gradient_flow` is
-    what to trust for times.
+    Each target is taken alone: e = y - target, L = <e, m e> / <1, m> and de/dtau = -2 A m e / <1, m>, where A is the
+    ntk of the outputs y. For another loss, e = grad_y L decays by the kernel h^{1/2} A h^{1/2}, where h is the Hessian
+    of L in y. This gives score and unreached. The times are those of the loss itself along y + J delta. Times are right
+    where learning is lazy. If the kernel changes much, they still order the targets of one network, but use
+    `kp.gradient_flow` for times.
 
     Args:
-        flow: whose states are the outputs y; or `flow.output(C, learn=...)`.
-        targets: by name, or as one block [target, ...]; each as y, or as the loss takes them.
+        flow: a flow whose states are the outputs y; or `flow.output(C, learn=...)`.
+        targets: by name, or as one block [target, ...]; each in the shape of y, or in the form that the loss takes.
         loss: "squared_error", "cross_entropy" as in `cross_entropy`, or a convex function (y, target) -> number.
         mask: m >= 0, broadcastable to the shape of y, or [trial, time]; all ones when None. None with a function.
-        errors: whether the targets are errors e themselves, as y, such as single components of a target; of the
-            cross-entropy they are parts of its gradient in y, and times those of its quadratic model.
+        errors: whether the targets are themselves errors e, in the shape of y, such as single components of a target.
+            For the cross-entropy they are parts of its gradient in y, and the times are those of its quadratic model.
 
     Raises:
-        ValueError: no targets, or ones of another shape than y's; errors of a function of your own, or one that is not
-            convex, or couples more outputs than a matrix can hold.
+        ValueError: no targets; targets whose shape is not that of y; errors with a function of your own; or a function
+            that is not convex, or couples more outputs than a matrix can hold.
     Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, arXiv 2605.08746.
 
     >>> import torch, kpflow_dyn as kp

@@ -39,13 +39,13 @@ class Obstacles(ShownAsText):
     Attributes:
         names: of the errors.
         rate: the speed of the outputs along e [error].
-        own: the part of the readout's own weights, 0 where they do not learn [error].
+        own: the part of the readout's own weights [error]; 0 if they do not learn.
         factors: `readout` |C* e|^2 / |e|^2, `dynamics` |l|^2 / |C* e|^2, `written` <l, K l> / |l|^2, l = P* C* e
             [error, factor].
-        kept: what `dynamics` would be if kicks stayed as they are, A_t = 1 (of an ODE A = 0); NaN where the model has
-            no steps [error].
-        typical: each factor in the mean over random directions, tr(C C*) / out, tr(P P*) / n, tr(K) / n [factor].
-        largest: the largest that each can be [factor]; NaN where that was not asked for.
+        kept: the value of `dynamics` if kicks stayed as they are, A_t = 1 (for an ODE A = 0); NaN if the model has no
+            steps [error].
+        typical: the mean of each factor over random directions, tr(C C*) / out, tr(P P*) / n, tr(K) / n [factor].
+        largest: the largest possible value of each factor [factor]; NaN if it was not asked for.
 
     Example as `obstacles`.
     """
@@ -101,31 +101,32 @@ def obstacles(
     seed: int = 0,
     largest: bool = True,
 ) -> Obstacles:
-    """What stands in the way of each error: that nothing is written along it, that it is forgotten, or is not read.
+    """Find why an error is hard to learn: the parameters do not write along it, or it is forgotten, or not read.
 
-    With an error e of the outputs, the readout C and l = P* C* e, the kicks that would move the outputs along e,
+    Take an error e of the outputs, the readout C, and l = P* C* e, the kicks that would move the outputs along e. Then
 
         <e, NTK e>   |C* e|^2   |P* C* e|^2   <l, K l>
         ---------- = -------- x ----------- x --------  + |V* e|^2 / |e|^2  where the readout's own weights learn,
           |e|^2       |e|^2      |C* e|^2      |l|^2
 
-    readout gain x gain of the dynamics x what the parameters write along l. K stands in the way if they write less than
-    along a random direction; P if kicks are forgotten, so that it gains less than if they stayed as they are, or if it
-    explodes; C if the readout reads those directions less than others. The equation is exact but for an ODE, whose P
-    and K are those of the field: there it holds to the order of the mesh (see `Flow`).
+    The three factors are the gain of the readout, the gain of the dynamics, and how much the parameters write along l.
+    K is the obstacle if they write less than along a random direction. P is the obstacle if kicks are forgotten, so
+    that its gain is less than if they stayed as they are, or if it explodes. C is the obstacle if the readout reads
+    those directions less than others. The equation is exact except for an ODE, whose P and K are those of the field:
+    there it holds to the order of the mesh (see `Flow`).
 
     Args:
         output: a readout of a flow, `flow.output(C, learn=...)`.
-        errors: by name, as one block [error, ...], or one error alone; each [trial, time, out], such as
-            y - target, or the gradient of another loss in y; of a `StaticProblem` on the axes of its outputs.
-        samples: random probes behind typical values, as in `trace`; by default these are exact for small models,
-            and elsewhere right to 1%.
+        errors: by name, as one block [error, ...], or one error alone. Each is [trial, time, out], such as y - target,
+            or the gradient of another loss in y. For a `StaticProblem` it has the axes of the outputs.
+        samples: random probes for the typical values, as in `trace`. By default these are exact for small models, and
+            else right to 1%.
         seed: of the probes.
-        largest: whether to find the largest values too, which may cost more than all else.
+        largest: whether to find the largest values too. This may cost more than all the rest.
 
     Raises:
-        TypeError: something else than a readout of a flow.
-        ValueError: no errors, ones of another shape, not finite, or zero everywhere.
+        TypeError: the argument is not a readout of a flow.
+        ValueError: no errors, or errors that have another shape, are not finite, or are zero everywhere.
     Source: docs/theory.md, "What it predicts".
 
     >>> import torch, kpflow_dyn as kp

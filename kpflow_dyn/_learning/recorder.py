@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recorder:
-    """Saves a model's parameters as it is trained: `record(step, model, loss)` in a loop of yours, or in `train.fit`.
+    """Saves a model's parameters during training: `record(step, model, loss)` in your own loop, or in `train.fit`.
 
-    Each step is one file step_00000012.safetensors in the folder: the parameters under the names that `kp.linearize`
-    gives them, those of `parts` (such as a readout) as "part.name", and step and loss as metadata. A file is written
-    under another name and then renamed, so that a run that is killed leaves whole files only.
+    Each step is one file step_00000012.safetensors in the folder: parameters under the names that `kp.linearize` gives,
+    those of `parts` (such as a readout) as "part.name", and step and loss as metadata. A file is written under another
+    name, and renamed when it is complete. So a run that is killed leaves whole files only.
 
     Args:
-        folder: where to write; made where it does not exist.
-        every: record the steps that are multiples of this, and pass over the others.
+        folder: where to write; created if it does not exist.
+        every: record the steps that are multiples of this number, and skip the others.
 
     Raises:
-        ValueError, TypeError: a model without parameters, a dtype that numpy does not have, a part whose name is the
-            model's own.
-        FileExistsError: a step that is in the folder already: two runs would be mixed.
+        ValueError, TypeError: a model without parameters, a dtype that numpy does not have, or a part with a name that
+            the model already uses.
+        FileExistsError: the step is already in the folder. Two runs would be mixed.
 
     >>> import tempfile, torch, kpflow_dyn as kp
     >>> cell, record = torch.nn.GRUCell(3, 8), kp.Recorder(tempfile.mkdtemp(), every=10)

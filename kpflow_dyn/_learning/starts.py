@@ -31,13 +31,13 @@ class Starts(ShownAsText):
     """How soon gradient descent would learn from each start, if its kernel stayed as it is.
 
     Attributes:
-        half, tenth: tau = learning rate x steps at which the loss has fallen to this part [start]; inf where it does
-            not.
+        half, tenth: tau = learning rate x steps at which the loss has fallen to this part [start]; inf if it never
+            does.
         rates: Ritz values of the kernel [start, k], and
         energies: the part of the loss along each [start, k].
-        settled: the rank correlation of `half` with that of one application fewer. Below .95 take more of them; NaN for
-            one start alone.
-        applications: of the kernel of each start to one vector.
+        settled: the rank correlation of `half` with its values after one application fewer. If it is below .95, take
+            more applications. NaN for one start alone.
+        applications: how many times the kernel of each start was applied to one vector.
 
     Example as `forecast_starts`.
     """
@@ -77,27 +77,28 @@ def forecast_starts(
     mask: Array | None = None,
     applications: int | None = None,
 ) -> Starts:
-    """Which of many starts gradient descent on a squared error learns first, under the kernel of each as it is now.
+    """Find the starts that gradient descent on a squared error learns first, under the kernel of each as it is now.
 
         e' = -(2 / Z) ntk m e,    L = <e, m e> / Z,    e = y - target,    Z = <1, m>
 
-    All starts go through the model together, so that no start is linearised by itself. A few steps of Lanczos from e
-    give Gauss quadratures of the loss over time. They order starts long before each time has settled; for the times of
-    one network take `forecast` or `gradient_flow`. The order is that of gradient descent at one small rate for all
-    starts; Adam has another one. Each application is a vjp and, but for the last, a jvp: two to three gradients of the
-    loss in seconds.
+    All starts go through the model together, so no start is linearised by itself. A few steps of Lanczos from e give
+    Gauss quadratures of the loss over time. The order of the starts is right long before each time has settled. For the
+    times of one network use `forecast` or `gradient_flow`. The order is for gradient descent at one small rate for all
+    starts; Adam has another order. Each application is a vjp and, except for the last, a jvp. In seconds this is two to
+    three gradients of the loss.
 
     Args:
-        problem: of any of the starts; its inputs and its state at the start are those of all.
-        starts: cells and linear readouts, such as `models.make_model` makes, of the same shapes; all weights learn but
-            those that are frozen, which must be the same ones in all starts.
+        problem: of any of the starts. All starts share its inputs and its initial state.
+        starts: cells and linear readouts, such as `models.make_model` makes, of the same shapes. All weights learn
+            except frozen ones. The frozen weights must be the same ones in all starts.
         target: as y, [trial, time, out].
         mask: m >= 0, [trial, time] or as the target; all ones when None.
-        applications: of each kernel; None takes 3 to 6, as many as the order needs to settle.
+        applications: of each kernel. None takes 3 to 6, until the order has settled.
 
     Raises:
-        ValueError: no starts, or ones whose parameters have other names or shapes than the first has; a mask, target or
-            number of applications that does not fit; states, or a target where it counts, that are not finite.
+        ValueError: no starts; starts whose parameters have other names or shapes than those of the first; a mask,
+            target or number of applications that does not fit; states that are not finite, or a target that is not
+            finite where it counts.
     Source: as `forecast`; Golub, Meurant, "Matrices, moments and quadrature" (1994).
 
     >>> import torch, kpflow_dyn as kp

@@ -67,37 +67,38 @@ def track(
     out: str | Path | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """The operators of a model over training: effective ranks, alignments, and how fast parts of the target are learnt.
+    """Follow a model over training: effective ranks, alignments, and how fast parts of the target are learnt.
 
         er(A) = (tr A)^2 / |A|_F^2        cos(A, B) = tr(A^T B) / (|A|_F |B|_F)
 
     Args:
-        make_model: gives a new model of the recorded architecture, for each checkpoint to be loaded into.
-        checkpoints: the folder of a `Recorder`, or what `Recorder.read` gives; or by step the parameters by name.
+        make_model: returns a new model of the recorded architecture. Each checkpoint is loaded into one.
+        checkpoints: the folder of a `Recorder`, or the result of `Recorder.read`; or parameters by name for each step.
         x: inputs [trial, time, input], as for `DiscreteProblem`.
-        make_readout: gives a new readout, which was recorded as the part "readout". Then loss and target are those of
-            its outputs, and its weights learn too.
-        targets: [trial, time, out], or of the states where there is no readout; for the cross-entropy class indices
-            [trial, time] or probabilities. Their components are those of the singular value decomposition of targets
-            [trial time, out], the largest first; classes count as one-hot.
-        mask: [trial, time], where targets count; the operators are those of `flow.where(mask)`.
-        loss: what the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y, targets)
-            -> number of shape (); by default the cross-entropy where targets are class indices, else the squared error.
-        all_steps: take the whole operators beside a mask.
-        pose: (model, x) -> the problem, where it is no DiscreteProblem.
-        samples: applications to spend on each estimate; None for exact values where these are cheap.
-        seed: of all estimates, so that the same probes meet all checkpoints.
-        out: a folder for the numbers of each checkpoint. Those that it holds already for the same parameters, inputs
-            and settings are not computed again, save under a loss that is a function.
-        progress: show a bar on a terminal; elsewhere a line now and then if it takes long.
+        make_readout: returns a new readout. It was recorded as the part "readout". Loss and target then belong to its
+            outputs, and its weights learn too.
+        targets: [trial, time, out], for the states if there is no readout. For the cross-entropy: class indices [trial,
+            time] or probabilities. Their components come from the singular value decomposition of targets [trial time,
+            out], the largest first; classes count as one-hot.
+        mask: [trial, time], where targets count. The operators are those of `flow.where(mask)`.
+        loss: the loss that the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y,
+            targets) -> number of shape (). By default the cross-entropy if targets are class indices, else the squared
+            error.
+        all_steps: use the whole operators even if there is a mask.
+        pose: (model, x) -> the problem, if it is not a DiscreteProblem.
+        samples: applications to spend on each estimate; None gives exact values where they are cheap.
+        seed: of all estimates. All checkpoints get the same probes.
+        out: a folder for the numbers of each checkpoint. Numbers that it already holds for the same parameters, inputs
+            and settings are not computed again, except with a loss that is a function.
+        progress: show a bar on a terminal; elsewhere print a line from time to time if it takes long.
 
     Returns:
-        By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], those of P being of P P*;
-        `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint's; and with targets
-        `loss`, `accuracy` where y are logits of classes, and [component] `component_share` of |target|^2,
-        `component_learnt` <c, y> / <c, c>, which is 1 where the outputs y have all of it (of classes their
-        probabilities, softmax y), `component_alignment` cos(c, NTK c) and `component_rayleigh` <c, NTK c> / <c, c>.
-        Standard errors are beside them as `..._stderr`. Of a recording also `recorded_loss`, as it was written down.
+        By step: `effective_rank` [operator: K, P, NTK; kind: full, temporal, spatial, trial], where P stands for P P*;
+        `alignment_first`, `alignment_last` [operator], with the first and the last checkpoint. With targets also
+        `loss`, and `accuracy` if y are logits of classes. For each [component]: `component_share` of |target|^2;
+        `component_learnt` <c, y> / <c, c>, which is 1 if the outputs y contain all of it (for classes their
+        probabilities, softmax y); `component_alignment` cos(c, NTK c); and `component_rayleigh` <c, NTK c> / <c, c>.
+        Standard errors have the same names with `_stderr`. A recording also gives `recorded_loss`, as it was recorded.
 
     Raises:
         ValueError: no checkpoints, parameters that are not the model's, or targets that do not fit.

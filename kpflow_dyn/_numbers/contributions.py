@@ -52,12 +52,12 @@ class Contributions(ShownAsText, dict[str, Estimate]):
 
 
 def contributions(flow: Learning, samples: int | None = None, seed: int | Random = 0) -> Contributions:
-    """How much each parameter contributes to tr NTK = sum_i |F_i|_F^2, F_i its columns of J (with a metric, of J R).
+    """How much each parameter contributes to tr NTK = sum_i |F_i|_F^2; F_i is its columns of J (with a metric, of J R).
 
     Args:
-        flow: what `linearize` gives, or `Flow.output`.
-        samples: how many applications of J J* to spend on estimates, all from the same probes; None gives exact values
-            where they are cheap.
+        flow: the result of `linearize`, or of `Flow.output`.
+        samples: how many applications of J J* to spend on estimates. All estimates use the same probes. None gives
+            exact values where they are cheap.
         seed: an int, or a `Random` to continue.
 
     Returns:

@@ -87,17 +87,18 @@ def trace(
     max_applications: int = MOST,
     alg: Estimator | None = None,
 ) -> Estimate:
-    """tr A = sum_i <e_i, A e_i> of an operator from a space to itself, e_i an orthonormal basis.
+    """tr A = sum_i <e_i, A e_i> of an operator from a space to itself, where e_i is an orthonormal basis.
 
     Args:
         op: A.
         samples: how many applications to spend on an estimate; None gives the exact value where it is cheap. An
-            estimated partial trace needs none: it brings its own error.
+            estimated partial trace needs none, because it has its own error.
         seed: an int, or a `Random` to continue.
-        rtol: take more samples until the standard error is at most rtol times the value, beginning with a few unless
-            `samples` says how many. Of A = J J* they go on from those before; of others, and with an `alg`, they begin
-            again. None takes the first estimate.
-        max_applications: the most to spend on that, and of `effective_rank` on the test of the sign that comes first.
+        rtol: take more samples until the standard error is at most rtol times the value. It begins with a few samples
+            unless `samples` says how many. For A = J J* the earlier samples are kept. For other operators, and with an
+            `alg`, sampling begins again. None takes the first estimate.
+        max_applications: the most applications to spend on that. For `effective_rank` they include its first step, the
+            test of the sign.
         alg: a method of `kpflow_dyn.solvers`, used even where the exact value is cheap; the best one for A when None.
 
     Raises:
@@ -180,8 +181,8 @@ def effective_rank(
 ) -> Estimate:
     """er(A) = (tr A)^2 / |A|_F^2 of a positive semi-definite A; of A A* for any other. 0 for the zero operator.
 
-    A `GramOperator` is positive semi-definite. For others symmetry and sign are checked: by the spectrum where the
-    matrix is cheap, else by a Lanczos run for the smallest eigenvalue. The domain may differ from the codomain.
+    A `GramOperator` is positive semi-definite. Symmetry and sign of other operators are checked: by the spectrum where
+    the matrix is cheap, else by a Lanczos run for the smallest eigenvalue. The domain may differ from the codomain.
 
     Args as `trace`.
 

@@ -38,14 +38,14 @@ Keep = str | Sequence[str]
 class PartialTrace(MatrixOperator):
     """A partial trace as a matrix on the kept axes.
 
-    Where it is estimated, its noise would bias nonlinear functions of it. `trace`, `frobenius_norm`, `effective_rank`,
+    The noise of an estimate would bias nonlinear functions of it. `trace`, `frobenius_norm`, `effective_rank`,
     `alignment` and `modes` therefore use `groups`, which are independent of each other.
 
     Attributes:
         matrix: [size, size] of the kept space, on values.
-        stderr: the standard error of each entry, [size, size]; zeros where exact.
-        groups: the estimates from independent groups of probes, all of one size, whose mean is the matrix; float64
-            [size, size] in coordinates where the inner product is plain. Empty where exact.
+        stderr: the standard error of each entry, [size, size]; zeros if exact.
+        groups: estimates from independent groups of probes of one size; their mean is the matrix. float64 [size, size],
+            in coordinates with the plain inner product. Empty if exact.
         applications: how many applications to one vector it took.
         method: how it was found.
     """
@@ -96,27 +96,27 @@ def divided_partial_trace(op: PartialTrace, size: Size) -> Operator:
 
 
 def partial_trace(op: Operator, keep: Keep, samples: int | None = None, seed: int | Random = 0) -> PartialTrace:
-    """(tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)], the sum over all axes but those kept.
+    """(tr_Y A)[x, x'] = sum_y A[(x, y), (x', y)]: sum over all axes except those in `keep`.
 
-    Exact for small matrices and few columns of J (at most 512). Else, with orthonormal columns Q that span the
-    leading range of J*, and standard normal xi,
+    Exact for small matrices and few columns of J (at most 512). Else the columns of Q are orthonormal and span the
+    leading range of J*, xi is standard normal, and
 
         A = (J Q)(J Q)* + E u u*,    u = J (1 - Q Q*) xi
 
-    where the mean over probes xi replaces the expectation: unbiased and positive semi-definite. Where the sum is over
-    the trials of a flow, each trial b has its own xi_b, u_b = J_b (1 - Q Q*) xi_b, so that the errors of the trials
-    average out. Operators without a factor use A = E (A xi) xi*.
+    The mean over probes xi replaces the expectation. It is unbiased and positive semi-definite. If the sum is over the
+    trials of a flow, each trial b has its own xi_b, u_b = J_b (1 - Q Q*) xi_b. The errors of the trials then average
+    out. Operators without a factor use A = E (A xi) xi*.
 
     Args:
         op: A, from a space to itself.
-        keep: the name of the axis to keep, or several; () gives the trace, all give the matrix.
-        samples: how many probes, rounded up to a multiple of 20 where there are more; `sampling` says what they cost.
-            None gives the exact result where it is cheap and 100 probes elsewhere.
+        keep: the name of the axis to keep, or several names. () gives the trace; all axes give the matrix.
+        samples: how many probes, rounded up to a multiple of 20 if there are more than 20; `sampling` says what they
+            cost. None gives the exact result where it is cheap, and 100 probes elsewhere.
         seed: an int, or a `Random` to continue.
 
     Raises:
-        ValueError: an unknown axis, a domain that is not the codomain, fewer than 8 samples, or a result of more than
-            2 GiB.
+        ValueError: an unknown axis; a domain that is not the codomain; fewer than 8 samples; or a result larger than 2
+            GiB.
     Source: docs/theory.md, "Modes: when, where and in which trials".
 
     >>> import numpy as np, kpflow_dyn as kp
@@ -166,11 +166,12 @@ def sampling(samples: int) -> tuple[int, int]:
 def marginal(op: Operator, keep: Keep) -> Operator:
     """<A>_Y[x, x'] = (1 / |Y|) sum_{y, y'} A[(x, y), (x', y')]: feed copies along the other axes, then average.
 
-    An operator on the kept axes, which is not formed. It is not the partial trace: it sees only what is common to all
-    of Y. Where there is a measure, averages are weighted by it; where a mask, only over entries that count.
+    The result is an operator on the kept axes; its matrix is not formed. It is not the partial trace: it sees only what
+    all of Y have in common. With a measure, averages are weighted by it. With a mask, they are over the entries that
+    count.
 
     Source: docs/theory.md, "How many: effective ranks".
-    Args, Raises and Example as `partial_trace`; of keep, () gives the mean over everything, all axes give A.
+    Args, Raises and Example as `partial_trace`. For keep, () gives the mean over everything, and all axes give A.
     """
     require_square(op, "a marginal")
     space, names = op.domain, names_of(keep)

@@ -20,12 +20,12 @@ class SingularModes(Shown):
 
     Attributes:
         values: s [k], descending, float64.
-        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; of flow.J, state modes.
-        right: v [k, *domain.shape], orthonormal in that of the domain; of flow.J, the changes of the parameters that
-            drive them (`flow.as_parameters(right)` for the arrays of each parameter).
+        left: u [k, *codomain.shape], orthonormal in the inner product of the codomain; for flow.J, state modes.
+        right: v [k, *domain.shape], orthonormal in the inner product of the domain; for flow.J, the changes of the
+            parameters that drive these modes (`flow.as_parameters(right)` gives the arrays of each parameter).
         residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
-        converged: [k], whether the residual is within the tolerance asked for.
-        applications: how many applications to one vector it took, one of A and one of A* counting as one.
+        converged: [k], whether the residual is within the requested tolerance.
+        applications: how many applications to one vector it took. One of A and one of A* count as one.
 
     Example as `svds`.
     """
@@ -48,8 +48,8 @@ def svds(
 ) -> SingularModes:
     """The k largest singular values of any operator A, with their left and right vectors: A v = s u, A* u = s v.
 
-    Eigenvectors of A*A, or of A A* where that is smaller, are the right (left) vectors. Squares lose half of the
-    digits: s below sqrt(eps) s_1 are noise, unless a dimension is at most 512, when A itself is decomposed.
+    They come from the eigenvectors of A*A, or of A A* if that is smaller. Squares lose half of the digits: values s
+    below sqrt(eps) s_1 are noise. If a dimension is at most 512, A itself is decomposed, and no digits are lost.
 
     Args, Warns and Source as `eigs`, but for any A.
 

@@ -54,17 +54,17 @@ DEPENDENT = 1e-6  # vectors to deflate with a smaller part of their own are drop
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Modes(Shown):
-    """Eigenpairs with vectors shaped like the space that they live in.
+    """Eigenpairs, with vectors that have the shape of their space.
 
     Attributes:
-        values: [k], descending (up to their errors, where they are estimates), float64.
+        values: [k], descending (estimates only up to their errors), float64.
         vectors: [k, *space.shape], orthonormal in `space.inner`.
         residuals: [k], the true |A v - l v| / |l_1|.
-        converged: [k], whether the residual is within the tolerance asked for.
-        applications: how many applications to one vector it took, one of J and one of J* counting as one of J J*.
-        space: where the vectors live.
-        total: the trace of the operator where it is known, else None.
-        stderr: [k], standard errors of the values where the operator itself was estimated from probes, else None.
+        converged: [k], whether the residual is within the requested tolerance.
+        applications: how many applications to one vector it took. One J and one J* count as one of J J*.
+        space: the space of the vectors.
+        total: the trace of the operator if it is known, else None.
+        stderr: [k], standard errors of the values if the operator itself was estimated from probes, else None.
 
     Example as `eigs`.
     """
@@ -145,29 +145,29 @@ def eigs(
     start: Array | None = None,
     deflate: Array | None = None,
 ) -> Modes:
-    """The k algebraically largest eigenpairs A v = l v of a symmetric operator, or those at its other end.
+    """The k algebraically largest eigenpairs A v = l v of a symmetric operator, or those that `which` names.
 
-    A = J J* with fewer parameters than states is solved as G = J*J on the parameters, which has the same nonzero
-    eigenvalues; its vectors w give v = J w / sqrt(l).
+    If A = J J* has fewer parameters than states, G = J*J on the parameters is solved instead. It has the same nonzero
+    eigenvalues. Its eigenvectors w give v = J w / sqrt(l).
 
     Args:
         op: A, symmetric in the inner product of its space.
         k: how many pairs, at most the largest rank that A can have.
-        alg: `solvers.BlockLanczos` with its options, the default one when None; `solvers.Dense()` for the matrix; or a
-            solver of your own, see `solvers.EigenSolver`.
+        alg: `solvers.BlockLanczos` with its options (its defaults when None); `solvers.Dense()` for the full matrix; or
+            your own solver, see `solvers.EigenSolver`.
         seed: an int, or a `Random` to continue.
         callback: called after each step with the number of calls so far and at most k leading residuals.
         which: "LA" for the algebraically largest, "SA" for the smallest, "LM" for the largest in magnitude.
-        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None, which takes
-            fewer applications unless the residuals of the vectors are close to the tolerance.
-        deflate: vectors [d, *shape], such as pairs found before, to stay orthogonal to: the pairs are those of
-            (1 - U U*) A (1 - U U*), with U an orthonormal basis of them.
+        start: vectors [b, *shape] to begin with, such as those of an earlier checkpoint; random when None. Random
+            vectors take fewer applications, unless the residuals of yours are already close to the tolerance.
+        deflate: vectors [d, *shape] that all pairs stay orthogonal to, such as pairs found before. The pairs are then
+            those of (1 - U U*) A (1 - U U*), where U is an orthonormal basis of these vectors.
 
     Raises:
         ValueError: k out of range, an unknown `which`, or an operator that is not symmetric.
 
     Warns:
-        UserWarning: some pairs did not converge; they are returned flagged.
+        UserWarning: some pairs did not converge. They are returned with a flag.
 
     Source as `solvers.BlockLanczos`.
 
@@ -297,25 +297,25 @@ def modes(
 ) -> Modes:
     """The k leading eigenvectors of the partial trace of A on one axis: temporal, trial or unit modes.
 
-    The noise of an estimate spreads its eigenvalues, so that a flat spectrum would seem to have leading modes. Where
-    the partial trace T is estimated, the values are therefore cross-validated,
+    The noise of an estimate spreads its eigenvalues, so a flat spectrum would seem to have leading modes. If the
+    partial trace T is estimated, the values are therefore cross-validated,
 
-        value_i = v_i^T T' v_i    with v_i of one half of the probes and T' of the other, both ways
+        value_i = v_i^T T' v_i with v_i from one half of the probes and T' from the other, both ways
 
-    which is unbiased for the modes of half of the probes. The values lie below the leading eigenvalues of T where these
-    modes are not resolved, add up to the trace, and come with standard errors. Vectors are those of all probes;
-    residuals say how well the eigenproblem was solved, not how far the vectors are from those of T. The largest entry
-    of each vector is positive.
+    which is unbiased for the modes of half of the probes. If these modes are not resolved, the values lie below the
+    leading eigenvalues of T. The values add up to the trace, and come with standard errors. Vectors use all probes.
+    Residuals say how well the eigenproblem was solved; they do not say how far the vectors are from those of T. The
+    largest entry of each vector is positive.
 
     Args:
-        op: A, symmetric; a partial trace on that axis alone is taken as it is.
+        op: A, symmetric. A partial trace on that axis alone is used as it is.
         axis: the name of the axis.
-        k: how many, at most the length of the axis; None gives five, or all of a shorter axis.
-        samples: how many probes for the partial trace; None is exact where it is cheap.
+        k: how many modes, at most the length of the axis. None gives five, or all of a shorter axis.
+        samples: how many probes for the partial trace; None is exact where that is cheap.
         seed: an int, or a `Random` to continue.
 
     Raises:
-        TypeError: no operator, such as a flow.
+        TypeError: op is not an operator, for example a flow.
         ValueError: an unknown axis, k out of range, or an operator that is not symmetric.
     Source: docs/theory.md, "Modes: when, where and in which trials".
     Example as `partial_trace`.

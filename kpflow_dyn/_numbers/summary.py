@@ -55,7 +55,7 @@ METHOD = "leading eigenpairs and probes"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Summary(Shown):
-    """What `summary` finds of a flow.
+    """The scalars and the leading modes of a flow.
 
     Attributes:
         ntk, K, core: trace, Frobenius norm and effective rank of each operator.
@@ -65,11 +65,10 @@ class Summary(Shown):
         ranks: their effective ranks, by the same names.
         modes_of: all modes of each, by the same names.
         modes: the leading eigenpairs of the NTK.
-        applications: of J J* in all, one J and one J* counting as one.
+        applications: of J J* in total; one J and one J* count as one.
 
-    `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`;
-    so are those of "spatial", "trial" and "token".
-    `found["ntk_effective_rank"]` is the scalar that `print` shows under this name.
+    `found.temporal_rank` is short for `found.ranks["temporal"]`, and `found.temporal` for `found.modes_of["temporal"]`.
+    The same holds for "spatial", "trial" and "token".
 
     Example as `summary`.
     """
@@ -185,24 +184,24 @@ def summary(
     alg: EigenSolver | None = None,
     progress: Progress | None = None,
 ) -> Summary:
-    """Every scalar of a flow, with its error bar, and the leading modes, from one pass of applications.
+    """All scalars of a flow with error bars, and the leading modes, from one set of applications.
 
-    Exact where J has few columns or rows. Else the k leading eigenvalues l_i are found first, and random vectors u
+    Exact if J has few columns or rows. Else the k leading eigenvalues l_i are found first. Random vectors u then
     estimate the rest: tr ntk = sum_i l_i + E |u|^2.
 
     Args:
-        flow: what `linearize` gives.
-        k: how many eigenpairs of the NTK to find; they are taken out of what is estimated.
-        samples: random vectors behind each estimate of the NTK, and most of them behind K and the core.
+        flow: the result of `linearize`.
+        k: how many eigenpairs of the NTK to find. Only the rest is then estimated.
+        samples: random vectors for each estimate of the NTK; K and the core take at most this number.
         seed: an int, or a `Random` to continue.
         alg: how the eigenpairs are found; `solvers.BlockLanczos()` when None.
-        progress: called as the work goes on.
+        progress: called while the work goes on.
 
     Raises:
         ValueError: k < 1, or fewer than 40 samples.
 
     Warns:
-        UserWarning: eigenpairs that did not converge; they are returned flagged.
+        UserWarning: some eigenpairs did not converge. They are returned with a flag.
     Source: docs/theory.md, "Estimates".
 
     >>> import torch, kpflow_dyn as kp

@@ -250,22 +250,22 @@ class DiscreteProblem(StartedProblem):
     """A recurrent model z_t = cell(x_t, z_{t-1}), whose state is S = (z_1, ..., z_T) [trial, time, unit].
 
     Args:
-        cell: torch's nn.RNN, nn.GRU or nn.LSTM with any number of layers, one of their Cells, or any nn.Module called
-            as `cell(x_t, z)` with x_t [trial, input] and z [trial, unit] (or a tuple of such), giving the next z. Its
-            trials must not influence each other. In JAX an equinox cell or any other callable pytree, called on one
-            trial: x_t [input] and z [unit].
-        x: inputs [trial, time, input], whatever the layer's `batch_first` says: a torch tensor or a jax array.
-        z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0
-            [layer, trial, unit] or (h_0, c_0). Zeros when None. The unit axis holds all layers' h one after another,
-            then all layers' c. Of a complex state z0 is complex: then the axis holds the real parts of all units, and
-            after them the imaginary parts. With an encoder its data [trial, ...]; x when None.
-        encoder: a model that gives the start, z_0 = encoder(z0), in one of the forms above, and learns beside the cell:
-            in torch an nn.Module called on all trials at once, which must not influence each other; in JAX a callable
-            pytree, called on one trial. The parameters are then `cell....` and `encoder....`.
+        cell: torch's nn.RNN, nn.GRU or nn.LSTM with any number of layers; one of their Cells; or any nn.Module called
+            as `cell(x_t, z)` that gives the next z. Here x_t is [trial, input], and z is [trial, unit] or a tuple of
+            such arrays. Its trials must not influence each other. In JAX an equinox cell or any other callable pytree,
+            called on one trial: x_t [input] and z [unit].
+        x: inputs [trial, time, input] in this order, for any `batch_first` of the layer: a torch tensor or a jax array.
+        z0: the state before the first step: [trial, unit]; [unit] for all trials; or torch's own h_0 [layer, trial,
+            unit] or (h_0, c_0). Zeros when None. The unit axis holds the h of all layers one after another, then the c
+            of all layers. For a complex state, z0 is complex; the unit axis then holds the real parts of all units, and
+            after them the imaginary parts. With an encoder, z0 is the encoder's data [trial, ...]; x when None.
+        encoder: a model that gives the start, z_0 = encoder(z0), in one of the forms above. It learns together with the
+            cell. In torch it is an nn.Module called on all trials at once, which must not influence each other. In JAX
+            it is a callable pytree, called on one trial. The parameters are then `cell....` and `encoder....`.
 
     Raises:
-        TypeError, ValueError: inputs that are no finite floats [trial, time, input] of torch or JAX; data of an encoder
-            that are no finite array.
+        TypeError, ValueError: inputs are not finite floats [trial, time, input] of torch or JAX, or the data of an
+            encoder are not a finite array.
     Source: docs/theory.md, "One constraint, one kernel".
 
     >>> import torch, kpflow_dyn as kp
@@ -299,40 +299,40 @@ class ODEProblem(OverTimes):
     """A model in continuous time, z' = f(t, z) or z' = f(t, z, x(t)) from z(t_0) = z0, for each trial.
 
     Args:
-        f: in torch an nn.Module called on all trials at once, f(t, z [trial, unit]) or f(t, z, x_t [trial, input]) with
-            t a 0-dim tensor, giving z' [trial, unit]; its trials must not influence each other. In JAX a pytree that is
-            callable (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
-            f(t, z [unit]) or f(t, z, x_t [input]), giving z' [unit]. An ODETerm of diffrax stands for its field, a
+        f: in torch an nn.Module called on all trials at once, f(t, z [trial, unit]) or f(t, z, x_t [trial, input]),
+            where t is a 0-dim tensor. It gives z' [trial, unit]. Its trials must not influence each other. In JAX a
+            callable pytree (an equinox module, `jax.tree_util.Partial(function, parameters)`), called on one trial as
+            f(t, z [unit]) or f(t, z, x_t [input]). It gives z' [unit]. An ODETerm of diffrax stands for its field, a
             MultiTerm of several for their sum.
-        z0: the state at the first time [trial, unit], a torch tensor or a jax array, which decides the framework. Or an
-            array [trial, ...] of any shape, or a tuple, dict or other pytree of such arrays: then f gets and gives this
-            form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the order of
-            the framework's pytrees; see `unflatten`. Of a complex leaf the real parts of all its units come first.
-            With an encoder its data [trial, ...], the samples of x when None; then `problem.encoded` are these.
-        t: a grid of times at which the state is wanted; or two numbers (t0, t1), a span, on which the solver chooses
-            the times (Gauss points of its steps). Their unit is that of the equation. Where they decrease, time runs
-            backward from z0 at the first one.
-        x: inputs: None; samples [trial, time, input] on the grid t; a pair (times [n], samples [trial, n, input]) whose
-            times cover those of t; or a callable of t that gives [trial, input], or [input] for all trials, made of the
-            framework's own functions. Samples are interpolated linearly in between, and held outside of their times.
-            A callable that jumps names the times at which it does as its attribute `jumps` [n]: `x.jumps = [0.3]`.
-            Steps end there, so that x(t) is taken from their own side of each jump.
-        args: constants of all trials, given to f as its last argument, f(t, z, args) or f(t, z, x_t, args): a number,
-            an array, any pytree. A field that must have `args` gets None where there are none, as in diffrax. As in
-            scipy a tuple is given part by part to a field that takes several more, defaults among them, or `*args`; it
-            stays whole for a field that takes one more, and for an argument that is called args, params or p. Arrays in
-            args do not learn, unless they are parameters of f.
+        z0: the state at the first time [trial, unit], a torch tensor or a jax array. It decides the framework. It may
+            also be an array [trial, ...] of any shape, or a pytree (tuple, dict, ...) of such arrays. Then f gets and
+            gives this form, and the solution's state [trial, time, unit] has all leaves flattened side by side, in the
+            order of the framework's pytrees; see `unflatten`. For a complex leaf the real parts of all its units come
+            first. With an encoder, its data [trial, ...], when None the samples of x; `problem.encoded` has them.
+        t: a grid of times at which you want the state; or two numbers (t0, t1), a span, on which the solver chooses the
+            times (Gauss points of its steps). Their unit is the unit of time in the equation. If they decrease, time
+            runs backward from z0 at the first time.
+        x: inputs, in one of these forms: None; samples [trial, time, input] on the grid t; a pair (times [n], samples
+            [trial, n, input]) whose times cover those of t; or a callable of t that gives [trial, input], or [input]
+            for all trials, made of the framework's own functions. Samples are interpolated linearly, and held constant
+            outside of their times. A callable that jumps must name the times of its jumps in its attribute `jumps` [n]:
+            `x.jumps = [0.3]`. Steps end there, so that on each side of a jump a step uses the x(t) of that side.
+        args: constants of all trials, given to f as its last argument: f(t, z, args) or f(t, z, x_t, args). They may be
+            a number, an array or any pytree. A field that must have `args` gets None if there are none, as in diffrax.
+            As in scipy, a tuple is given part by part to a field that takes several more arguments, with or without
+            defaults, or `*args`. The tuple stays whole for a field that takes one more argument, and for an argument
+            that is called args, params or p. Arrays in args do not learn, unless they are parameters of f.
         order: 2 for z'' = f(t, z, z'), whose state is the pair (z, z'); see `SecondOrderProblem`.
-        encoder: a model that gives the start, z(t_0) = encoder(z0), in one of its forms, and learns beside f: in torch
-            an nn.Module called on all trials at once, which must not influence each other; in JAX a callable pytree,
-            called on one trial. The parameters are then `f....` and `encoder....`.
+        encoder: a model that gives the start, z(t_0) = encoder(z0), in one of its forms. It learns together with f. In
+            torch it is an nn.Module called on all trials at once, which must not influence each other. In JAX it is a
+            callable pytree, called on one trial. The parameters are then `f....` and `encoder....`.
 
-    `problem.z0`, `problem.f`, `problem.t` and `problem.x` are those of the real state [trial, unit] with increasing
-    times, of -t where time runs backward; a solution's t and state are as their user has them, in his order, and
-    `remake` takes what the problem takes.
+    `problem.z0`, `problem.f`, `problem.t` and `problem.x` belong to the real state [trial, unit] and to increasing
+    times (-t if time runs backward). A solution's t and state have your own form and order. `remake` takes the same
+    arguments as the problem.
 
     Raises:
-        TypeError, ValueError: a start, data, times, inputs or args of a wrong type, or that do not fit together.
+        TypeError, ValueError: the start, data, times, inputs or args have a wrong type, or do not fit together.
     Source: docs/theory.md, "Continuous time and measures".
 
     >>> import torch, kpflow_dyn as kp
@@ -394,44 +394,43 @@ _OF_SAMPLED_LOOPS = (
 
 @dataclass(frozen=True, repr=False)
 class StaticProblem(Problem):
-    """A network without steps of its own, y = net(x), with values on the way as its state.
+    """A network without time steps of its own, y = net(x). Its state is made of its intermediate values.
 
     F(S, theta; x) = S - G(S, theta; x), where G computes each value of S from those before it; P = (1 - dG/dS)^{-1} is
     forward substitution through the network.
 
     Args:
         net: in torch an nn.Module called on all trials at once, whose trials must not influence each other: an MLP, a
-            convolutional or residual network, attention, a transformer, a sequence model, an nn.RNN, nn.GRU or nn.LSTM
-            that is no step map (bidirectional, projected), nn.MultiheadAttention (as self-attention); trials come first
-            in what these take and give, whatever `batch_first` says (a subclass with a forward of its own is called as
-            it is). In JAX a callable pytree, called on one trial.
+            convolutional or residual network, attention, a transformer, a sequence model, nn.MultiheadAttention (as
+            self-attention), or an nn.RNN, nn.GRU or nn.LSTM that is no step map (bidirectional, projected). In the
+            inputs and outputs of these torch layers trials come first; `batch_first` does not change this. (A subclass
+            with its own forward is called as it is.) In JAX a callable pytree, called on one trial.
         x: inputs [trial, ...], floats, integers (tokens) or booleans, a torch tensor or a jax array; or a tuple of
-            arguments of `net`, or a dict of arguments by their name. The trials are the rows of the first array among
-            these, and of all arrays with as many rows; other arrays are shared by all trials. Other values, such as
-            None or `use_cache=False`, are passed as they are.
-        state: the names of the values that are the state. A submodule stands for its output, in the order of the calls,
-            "" for the network itself. A tuple or list counts by its first array; "encoder.0:1" is another part of what
-            a module gives. Where the network gives a mapping, a dataclass or a tuple, the names of its parts:
-            "logits", "hidden_states.3" (":logits", where a submodule has that name as well).
-            When None it is the outputs of all uses of weights, a product and what is added to it counting as one
-            (where the network cannot be traced, its output alone). Values of one shape lie on an axis "site", of one
-            number of tokens side by side on the axis "unit"; others are flattened. A complex value has its real parts,
-            then its imaginary ones, on its axis of units.
+            arguments of `net`, or a dict of arguments by name. The trials are the rows of the first array among these,
+            and of all arrays with as many rows. All trials share the other arrays. Other values, such as None or
+            `use_cache=False`, are passed as they are.
+        state: the names of the values that form the state. A submodule stands for its output, in the order of the
+            calls; "" is the network itself. A tuple or list counts by its first array; "encoder.0:1" is another part of
+            a module's output. Where the network gives a mapping, a dataclass or a tuple, use the names of its parts:
+            "logits", "hidden_states.3" (":logits", if a submodule also has that name). When None, the state is the
+            outputs of all uses of weights; a product and the bias added to it count as one. (If the network cannot be
+            traced, it is its output alone.) Values of one shape lie on an axis "site". Values with the same number of
+            tokens lie side by side on the axis "unit". Others are flattened. A complex value has its real parts first,
+            then its imaginary parts, on its axis of units.
         axes: the names of the axes of these values as the network gives them, such as ("trial", "time", "unit") or
-            ("time", "trial", "unit"); then `state` is the output where it is None. The state is
-            [trial, time, ..., unit] in this order, with all values side by side on the units, and all that needs times
-            has them. Where a value has one axis fewer, "time" (or else the first name) counts the calls of its module,
-            as of a cell that is called in a loop, in their order: of a loop that runs backwards the first state is
-            that of the last input. Without "trial" the network is called once, on x as it is given,
-            which is one trial: ("node", "unit") of a graph; integers beside floats, such as edges, are then fixed, and
-            the network may branch on them. (In JAX, where a network is called on one trial, "trial" is
-            the axis that it is mapped over.)
-        shared: the arguments that all trials share, by their place or their name, where lengths do not tell: the
-            positions of as many tokens as there are trials; () for none.
+            ("time", "trial", "unit"). Then `state` is the output when it is None. The state is [trial, time, ..., unit]
+            in this order, with all values side by side on the units. Functions that need times then work on it. If a
+            value has one axis fewer, "time" (or else the first name) counts the calls of its module in their order, as
+            for a cell that is called in a loop. If the loop runs backwards, the first state belongs to the last input.
+            Without "trial" the network is called once, on x as it is given, which is one trial: ("node", "unit") of a
+            graph. Integers beside floats, such as edges, are then fixed, and the network may branch on them. (In JAX a
+            network is called on one trial; "trial" is the axis that it is mapped over.)
+        shared: the arguments that all trials share, by their place or name; () for none. Give it where lengths do not
+            decide, such as positions of as many tokens as there are trials.
 
     Raises:
-        TypeError, ValueError: inputs without an array, or that are not finite; axes without a "unit"; `solve` refuses a
-            network that does not fit.
+        TypeError, ValueError: inputs without an array, or not finite; axes without a "unit". `solve` refuses a network
+            that does not fit.
     Source: docs/theory.md, "P: how kicks travel".
 
     >>> import torch, kpflow_dyn as kp
@@ -476,18 +475,18 @@ def _checked_axes(axes: Sequence[str] | None) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True, repr=False)
 class FixedPointProblem(Problem):
-    """A model at rest, z = f(x, z) for each trial: a steady state of a recurrent network, a deep equilibrium model.
+    """A model at rest, z = f(x, z) for each trial, such as a steady state of a network or a deep equilibrium model.
 
     Args:
-        f: in torch an nn.Module called on all trials as f(x [trial, ...], z [trial, unit]), such as nn.RNNCell; in JAX
-            a callable pytree, called on one trial. Where its parameters are called z and x, in this order, it is called
-            as f(z, x).
+        f: in torch an nn.Module called on all trials as f(x [trial, ...], z [trial, unit]), such as nn.RNNCell. In JAX
+            a callable pytree, called on one trial. If its arguments are named z and x, in this order, it is called as
+            f(z, x).
         x: inputs [trial, ...].
-        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None. Where it is complex,
-            the state is [trial, 2 unit], all real parts first.
+        z0: where the search starts, [trial, unit] or [unit]; zeros of `f.hidden_size` when None. If it is complex, the
+            state is [trial, 2 unit], with all real parts first.
 
     Raises:
-        TypeError, ValueError: inputs that are no finite array; `solve` refuses an f that does not contract.
+        TypeError, ValueError: the inputs are not a finite array. `solve` refuses an f that does not contract.
     Source: Bai, Kolter, Koltun, "Deep equilibrium models", arXiv:1909.01377.
 
     >>> import torch, kpflow_dyn as kp

@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Solution(Shown):
-    """A solved problem; `solve` gives one of the kinds below it, by the kind of problem.
+    """A solved problem. `solve` returns one of its subclasses, one for each kind of problem.
 
     Attributes:
-        problem: what was solved.
-        state: S, [trial, time, unit] where there is time.
-        t: the times of the state's time axis, None where there is none.
-        alg: the algorithm, None where there is no choice of one.
-        stats: counts of what was done.
+        problem: the problem that was solved.
+        state: S, [trial, time, unit] if there is time.
+        t: the times of the state's time axis; None if there is none.
+        alg: the algorithm; None if there is no choice.
+        stats: counts of the work done, such as steps.
         success: whether the solve reached the end.
         weights: quadrature weights [time] of an integral over the time axis; None where each step counts as one.
 

@@ -34,10 +34,10 @@ UNITS = {"phase_margin": "degree", "disk_phase_margin": "degree", "disk_gain_mar
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LoopAnalysis(ShownAsText):
-    """What `analyze` found, as `.data`; `found["disk_margin"]` is one of its variables.
+    """The result of `analyze`, in `.data`; `found["disk_margin"]` is one of its variables.
 
     Attributes:
-        data: the dataset, whose variables the documentation of `analyze` lists.
+        data: the dataset. Its variables are listed in the documentation of `analyze`.
 
     Example as `analyze`.
     """
@@ -73,59 +73,65 @@ def analyze(
     checkpoints: Any = None,
     seed: int = 0,
 ) -> LoopAnalysis:
-    """What a learnt controller costs, how robust it is, and what it can still learn.
+    """Find the cost and the robustness of a learnt controller, and how far it can still learn.
 
         learnable   G(t) = J_t J_t^T          J_t = dz(t) / dtheta: how gradient descent can move the state at t
         reachable   Wc(t) = int_0^t ...       of the plant along the trajectory, by any control
         observable  Wo(t) = int_t^T ...       by the outputs C z from t on
         sensitivity g(t) = (D_theta pi)^T (B^T l + grad_u L),     dJ/dtheta = int g dt, with the costate l
 
-    About rest, L(s) = -F (s - A)^{-1} B is the loop opened at the plant's input, F the gain of the policy. The
-    regulator is that of the plant about the cost's target. What the policy costs more than it, z^T Y z in linear theory
-    and for all time, is split by the modes of the policy's closed loop.
+    About rest, L(s) = -F (s - A)^{-1} B is the loop opened at the plant's input, where F is the gain of the policy. The
+    regulator is that of the plant about the cost's target. The extra cost of the policy over the regulator is z^T Y z
+    in linear theory and for all time. It is split by the modes of the policy's closed loop.
 
-    In discrete time these are sums over steps, dJ/dtheta = sum_t g_t, and L(z) = -F (z - A)^{-1} B. A sampled loop is
-    taken from sample to sample: reachable is what any sequence of held controls reaches; the cost is the integral under
-    the held control; about rest and target the plant is held exactly, exp([[A, B], [0, 0]] dt), and the regulator is
-    `dlqr` of that with the exact integral of the cost between samples, which has a cross term. Of a loop in discrete
-    time the cost is sum_t L(z_t, u_t), with the control that made z_t, and the regulator `dlqr` of the plant's step. In
-    both it sees the plant's state, without delays and limits.
+    In discrete time these are sums over steps, dJ/dtheta = sum_t g_t, and L(z) = -F (z - A)^{-1} B. The cost is sum_t
+    L(z_t, u_t), with the control that made z_t, and the regulator is `dlqr` of the plant's step.
+
+    A sampled loop is taken from sample to sample. Reachable is all that any sequence of held controls reaches. The cost
+    is the integral under the held control. About rest and target the plant is held exactly, exp([[A, B], [0, 0]] dt).
+    The regulator is `dlqr` of that, with the exact integral of the cost between samples, which has a cross term. In
+    both cases the regulator sees the plant's state, without delays and limits.
 
     Args:
         sol: the solution of an `ODEProblem` or a `DiscreteProblem` of a `kp.models.ClosedLoop`: continuous, sampled
-            (`every=`, solved anew at its samples), or of a plant in discrete time; the policy may have a memory in the
-            latter two. On a span its times are the ends of the solver's steps.
-        cost: L(z, u) of the plant's state and its control, as `adjoint` takes it. What follows on the regulator needs a
-            `QuadraticCost(Q, R)` whose target, with `u_target`, is a rest of the plant.
+            (`every=`, solved anew at its samples), or of a plant in discrete time. In the last two cases the policy may
+            have a memory. On a span its times are the ends of the solver's steps.
+        cost: L(z, u) of the plant's state and its control, as `adjoint` takes it. Everything about the regulator needs
+            a `QuadraticCost(Q, R)` whose target, with `u_target`, is a rest of the plant.
         terminal: M(z) at the end.
-        C: the outputs [output, unit] for what is observable; all states when None.
-        rank: how many reachable and observable directions what is learnable is compared with; as many as there are
-            inputs when None.
+        C: the outputs [output, unit] for observability; all states when None.
+        rank: how many reachable and observable directions the learnable ones are compared with; the number of inputs
+            when None.
         params: which parameters learn, as in `kp.linearize`.
-        checkpoints: parameters by name for each step of training, {step: {name: array}}, those of the loop or of its
-            policy, such as {step: policy.state_dict()}, or what `kp.Recorder.read` gives; then all variables
-            have an axis `step`. The model of `sol` is left as it is.
-        seed: of random changes of the parameters, where these are more than 2048.
+        checkpoints: parameters by name for each step of training, {step: {name: array}}. They are those of the loop or
+            of its policy, such as {step: policy.state_dict()}, or the result of `kp.Recorder.read`. All variables then
+            have an axis `step`. The model of `sol` does not change.
+        seed: for random changes of the parameters, if these are more than 2048.
 
     Returns:
         A `LoopAnalysis`. Its dataset has over [trial, time]: `learnable`, `reachable`, `observable` [mode], and their
-        `..._direction` [unit, mode], of the plant's states; `learnable_reachable` and `learnable_observable`, which
-        part of tr G lies in the `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and
+        `..._direction` [unit, mode], of the plant's states; `learnable_reachable` and `learnable_observable`, the part
+        of tr G that lies in the `rank` leading directions; `cost_to_go`; `costate` [unit]; `control` and
         `control_gradient` [input]; `disk_margin_along`, of the loop linearised there as if it stood still (at some
-        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), in discrete time with
-        R + B^T X B. By [trial] `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity`
-        [parameter, time] is |g(t)| of the mean cost, `gradient_norm` [parameter] the size of its gradient int g dt, by
-        the solver's own steps. At rest: `rest` [unit]; `rest_pole` [pole] of the whole loop, with its memory and the
-        controls that wait; `gain_margin_low`, `gain_margin_high`, `phase_margin` [input], of one input with the others
-        closed, and `disk_margin`, `disk_gain_margin`, `disk_phase_margin` of all at once. `policy_gain`,
-        `regulator_gain` [input, unit] at the target, with u = -K (z - z*) for both, `regulator_pole` and
-        `gain_distance`; `excess` [loop_mode], what each mode carries of `excess_cost`, `excess_pole` and `excess_share`
-        [unit]. What is not known is NaN, and `note` says why: a policy with a memory has no static gain, and so no
-        `gain_distance` and `excess`.
+        times; 0 where that is not stable); `control_gap`, (u - u_lqr)^T R (u - u_lqr), which in discrete time has R +
+        B^T X B in the place of R.
+
+        By [trial]: `cost`, `regulator_cost` on the same plant, and `cost_ratio`. `sensitivity` [parameter, time] is
+        |g(t)| of the mean cost. `gradient_norm` [parameter] is the size of its gradient int g dt. Both use the solver's
+        own steps.
+
+        At rest: `rest` [unit]; `rest_pole` [pole] of the whole loop, with its memory and the controls that wait.
+        `gain_margin_low`, `gain_margin_high` and `phase_margin` [input] are those of one input with the others closed.
+        `disk_margin`, `disk_gain_margin` and `disk_phase_margin` are those of all inputs at once.
+
+        At the target: `policy_gain`, `regulator_gain` [input, unit], with u = -K (z - z*) for both; `regulator_pole`
+        and `gain_distance`; `excess` [loop_mode], the part of `excess_cost` that each mode carries; `excess_pole` and
+        `excess_share` [unit]. Unknown values are NaN, and `note` says why. For example, a policy with a memory has no
+        static gain, and so no `gain_distance` and `excess`.
 
     Raises:
-        TypeError: no such solution, or a cost that is no function of state and control.
-        ValueError: no closed loop, checkpoints of other parameters, or a start that is an encoder's.
+        TypeError: the solution is not one of these, or the cost is not a function of state and control.
+        ValueError: no closed loop, checkpoints of other parameters, or a start that comes from an encoder.
     Source: Astrom, Murray, "Feedback Systems" (2008); Anderson, Moore, "Optimal Control" (1990); for margins as in
         `disk_margins`; docs/theory.md for the NTK.
 

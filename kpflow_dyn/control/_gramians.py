@@ -31,14 +31,14 @@ KINDS = {"c": "reachability", "o": "observability", "cf": "the factor of c", "of
 class Gramian(NDArrayOperatorsMixin):
     """A Gramian W, or its factor L with W = L L^T.
 
-    In numpy it counts as the array that python-control returns, of W or, where a factor was asked for by "cf" or "of",
-    of R: `np.linalg.eigvals(found)`, `found @ z`, `found[0]`.
+    In numpy it acts as the array that python-control returns: W, or R if "cf" or "of" asked for a factor. Examples:
+    `np.linalg.eigvals(found)`, `found @ z`, `found[0]`.
 
     Attributes:
         kind: "c" for reachability (controllability), "o" for observability; with an "f" for their Cholesky factors.
-        factor: L [trial, time, unit, rank], where a rank was asked for, else None.
-        cut: [trial, time], which part of the trace was left out in the making of the factor, added up over its steps.
-        matrix: W where it was found whole, else None.
+        factor: L [trial, time, unit, rank] if a rank was given, else None.
+        cut: [trial, time], the part of the trace that the factor leaves out, added up over its steps.
+        matrix: W if it was computed whole, else None.
 
     Example as `gram`.
     """
@@ -140,22 +140,22 @@ def gram(system: System, kind: str, *, t: Any = None, rank: int | None = None, *
 
         Wc(t) = int_0^t Phi(t, s) B B^T Phi(t, s)^T ds        Wo(t) = int_t^T Phi(s, t)^T C^T C Phi(s, t) ds
 
-    They are diagonal blocks of (P B)(P B)* and (C P)*(C P); in discrete time, sums.
+    They are diagonal blocks of (P B)(P B)* and (C P)*(C P). In discrete time the integrals are sums.
 
     Args:
-        system: a solution, an `LTV`, an `LTI` or what `LTI` takes.
-        kind: "c" or "o", as in python-control; "cf" or "of" where `Gramian.R` is wanted as the array, upper triangular
-            with W = R^T R, as there. In discrete time Wc counts the input of the step that ends at a time, and Wo the
-            output at it.
-        t: of an LTI the horizon as `LTI.along` takes it: increasing times, or a number of steps; None for the infinite
-            horizon of a stable system. Of a solution the times, as `linearize_ltv` takes them.
-        rank: how many columns of a factor W = L L^T to keep instead of W: the leading singular directions after each
-            step. Exact where W has no larger rank; `Gramian.cut` tells what was left out.
-        **options: of `linearize_ltv`, where a solution is given: `loop`, `inputs`, `C`.
+        system: a solution, an `LTV`, an `LTI`, or anything that `LTI` takes.
+        kind: "c" or "o", as in python-control. With "cf" or "of" the array is `Gramian.R`, upper triangular with W =
+            R^T R, also as there. In discrete time Wc at a time counts the input of the step that ends there, and Wo
+            counts the output at that time.
+        t: for an LTI the horizon, as `LTI.along` takes it: increasing times, or a number of steps; None for the
+            infinite horizon of a stable system. For a solution the times, as `linearize_ltv` takes them.
+        rank: how many columns of a factor W = L L^T to keep instead of W. They are the leading singular directions
+            after each step. Exact if W has no larger rank; `Gramian.cut` tells how much was left out.
+        **options: those of `linearize_ltv`, if a solution is given: `loop`, `inputs`, `C`.
 
     Raises:
-        ValueError: an unknown kind, an infinite horizon of a system that is not stable (with its modes), a horizon
-            over which an unstable one overflows, or a rank that is not between 1 and the number of units.
+        ValueError: an unknown kind; an infinite horizon for a system that is not stable (the message lists its modes);
+            a horizon over which an unstable system overflows; or a rank that is not between 1 and the number of units.
     Source: Moore, IEEE Trans. Automatic Control 26, 17 (1981); Van Loan, IEEE Trans. Automatic Control 23, 395 (1978).
 
     >>> from kpflow_dyn import control

@@ -61,26 +61,26 @@ def linearize_lti(
     t: float = 0.0,
     tol: float = 1e-6,
 ) -> LTI:
-    """The linear system about an equilibrium, A = D_z f, B = D_u f.
+    """The linear system about an equilibrium, with A = D_z f and B = D_u f.
 
     Args:
-        model: a plant, plant(z, u), as `kp.models.ClosedLoop` takes it: any function of z and u, or one of
-            `kp.models`; `kp.models.ClosedLoop(plant, policy)`; a field f(t, z) or f(t, z, u); with `dt` a cell,
-            cell(u, z). One that takes two arguments is a plant where u is given or these are called as z and u are. A
-            `control_size` says that it is a plant, whatever it takes.
+        model: one of these. A plant, plant(z, u), as `kp.models.ClosedLoop` takes it: any function of z and u, or one
+            of `kp.models`. A closed loop, `kp.models.ClosedLoop(plant, policy)`. A field f(t, z) or f(t, z, u). With
+            `dt` a cell, cell(u, z). A model with two arguments is a plant if u is given, or if its arguments are named
+            z and u. A model with the attribute `control_size` is always a plant.
         z: the state at rest [unit], a torch tensor or a jax array.
-        u: what else the model takes there [input]: a plant's control, a field's or cell's input, a loop's reference.
+        u: the other input of the model there [input]: a plant's control, a field's or cell's input, a loop's reference.
         C: the outputs [output, unit], or a Linear layer; all states when None.
-        dt: the length of a step where the model gives the next state; None where it gives z', or where a plant in
-            discrete time has its own.
-        loop, inputs: as in `linearize_ltv`, x being u.
+        dt: the length of a step, if the model gives the next state. None if it gives z', or if a plant in discrete time
+            has its own.
+        loop, inputs: as in `linearize_ltv`, where u has the role of x.
         t: the time at which a field is called.
-        tol: by how much z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
+        tol: how far z' (or the step) may differ from 0 (or z), relative to 1 + the largest entry of z.
 
     Raises:
-        TypeError: a model that cannot be called so.
-        ValueError: no equilibrium, with what is left of z'; a plant without u; a plant and a policy that do not fit
-            together; a loop or inputs that the model has not got.
+        TypeError: the model cannot be called in this way.
+        ValueError: no equilibrium (the message gives the remaining z'); a plant without u; a plant and a policy that do
+            not fit together; or a loop or inputs that the model does not have.
     Source: Astrom, Murray, "Feedback Systems" (2008), section 5.4.
 
     >>> import torch

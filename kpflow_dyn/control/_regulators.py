@@ -100,22 +100,22 @@ def lqr(*args: Any, integral_action: Any = None, **named: Any) -> Regulator:
 
         A^T X + X A - (X B + N) R^{-1} (B^T X + N^T) + Q = 0        K = R^{-1} (B^T X + N^T)
 
-    Called as lqr(system, Q, R), lqr(system, Q, R, N), lqr(A, B, Q, R) or lqr(A, B, Q, R, N), as in python-control. The
-    gain of a system in discrete time is that of `dlqr`.
+    Call it as lqr(system, Q, R), lqr(system, Q, R, N), lqr(A, B, Q, R) or lqr(A, B, Q, R, N), as in python-control. For
+    a system in discrete time it returns the gain of `dlqr`.
 
     Args:
-        system: an `LTI`, or what `LTI` takes.
+        system: an `LTI`, or anything that `LTI` takes.
         A: [unit, unit].
         B: [unit, input].
         Q: [unit, unit], symmetric, positive semi-definite.
         R: [input, input], symmetric, positive definite.
-        N: [unit, input]; zeros when it is left out. Q - N R^{-1} N^T must be positive semi-definite.
-        integral_action: C [output, unit], whose outputs are integrated and become further states, after the others.
+        N: [unit, input]; zeros if left out. Q - N R^{-1} N^T must be positive semi-definite.
+        integral_action: C [output, unit]. Its outputs are integrated, and become further states after the others.
 
     Raises:
-        TypeError: too few arguments or too many.
-        ValueError: weights of other shapes or indefinite, or where nothing stabilises the system; it says which mode is
-            at fault, and which states that is made of.
+        TypeError: too few or too many arguments.
+        ValueError: weights of wrong shapes, or indefinite weights; or nothing stabilises the system. The message then
+            names the mode at fault, and the states that it is made of.
     Source: Astrom, Murray, "Feedback Systems" (2008), section 6.3; `scipy.linalg.solve_continuous_are`.
 
     >>> from kpflow_dyn import control

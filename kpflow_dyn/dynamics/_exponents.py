@@ -25,16 +25,16 @@ PARTS = 10  # of each trial, from whose spread the standard error comes
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lyapunov(Shown):
-    """Lyapunov exponents, the largest first: per step, or of an ODE per unit of its time.
+    """Lyapunov exponents, the largest first: per step, or for an ODE per unit of its time.
 
     Attributes:
         exponents: of each trial [trial, k].
         mean: over the trials [k].
-        stderr: its standard error [k], from the spread of tenths of each trial, taken to be independent; NaN where
-            there is but one such part.
+        stderr: its standard error [k], from the spread of tenths of each trial, which are taken as independent; NaN if
+            there is only one such part.
         history: the exponents from the end of the transient up to each time [trial, time, k]; NaN before that.
         times: when each factor ends [trial, time].
-        units: how many exponents there are in all.
+        units: the total number of exponents.
 
     Example as `lyapunov_spectrum`.
     """
@@ -130,28 +130,28 @@ def lyapunov_spectrum(
 
         A_t Q_{t-1} = Q_t R_t        l_i = sum_t log |R_t[i, i]| / time
 
-    k directions ride through the linearised steps of the solution together, and no Jacobian is kept. Of an ODE these
-    are the steps that its solver accepted, so that the exponents are as good as its tolerances; of an SDE those on its
-    paths, which are trials of their own. Of a DDE what rides are changes of the state and of those before it that later
-    steps look up; it has exponents without end, and the steps have as many as they look up, of which the leading ones
-    are the equation's.
+    k directions go through the linearised steps of the solution together; no Jacobian is kept. For an ODE these are the
+    steps that its solver accepted, so the exponents are as good as its tolerances. For an SDE they are the steps on its
+    paths, which are trials of their own. For a DDE the directions are changes of the state and of all earlier states
+    that later steps look up. A DDE has infinitely many exponents. Its steps have as many as the numbers that they look
+    up, and the leading ones belong to the equation.
 
     Args:
-        sol: a solution, or a problem to be solved first. Its trials are starts, and its inputs drive them.
-        k: how many exponents; all when None, of a DDE as many as units.
-        interval: steps from one QR factorisation to the next. More is cheaper, as long as what grows and what decays
-            meanwhile stay within the digits of a number of each other.
-        transient: what of each trial not to count: steps, or of an ODE time. The states have to reach the attractor,
-            and the directions to align.
-        seed: of the random directions Q_0.
+        sol: a solution, or a problem, which is solved first. Its trials are starts, and its inputs drive them.
+        k: how many exponents. When None all; for a DDE as many as units.
+        interval: steps from one QR factorisation to the next. A longer interval is cheaper. But growth and decay within
+            it must not differ by more than the digits of a number.
+        transient: the part of each trial that does not count: a number of steps, or for an ODE a time. In it the states
+            have to reach the attractor, and the directions have to align.
+        seed: for the random directions Q_0.
 
     Raises:
-        TypeError: of a problem without steps.
-        ValueError: a k above the units, a transient as long as the trial, an interval over which a number overflows, or
-            an ODE whose steps cannot be replayed.
+        TypeError: a problem without steps.
+        ValueError: a k above the number of units; a transient as long as the trial; an interval over which a number
+            overflows; or an ODE whose steps cannot be replayed.
 
     Warns:
-        UserWarning: exponents that are lost in round-off.
+        UserWarning: some exponents are lost in round-off.
     Source: Benettin et al., Meccanica 15, 9 (1980); Engelken, Wolf, Abbott, Phys. Rev. Research 5, 043044 (2023).
 
     >>> import torch

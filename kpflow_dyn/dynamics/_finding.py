@@ -30,44 +30,47 @@ def fixed_points(
     seed: int = 0,
     progress: bool | Progress = False,
 ) -> FixedPoints:
-    """Find the states that a constant input x holds still, or almost.
+    """Find the states that stay where they are, or almost, under a constant input x.
 
         q(z) = 1/2 |F(z, x) - z|^2,  of a field 1/2 |f(t_0, z, x)|^2
 
-    is minimised from many starts at once by the method of Levenberg and Marquardt, with exact Jacobians. What comes to
-    q <= slow is kept but for repetitions and what ran away (beyond ten times the largest start, or ten times a state of
-    ones), and polished by Newton's method. A continuum, as of a line attractor, gives as many points as starts lead to
-    different places of it.
+    is minimised from many starts at once by the method of Levenberg and Marquardt, with exact Jacobians. Results with q
+    <= slow are kept, and polished by Newton's method. Repetitions are dropped, and so are results that ran away (beyond
+    ten times the largest start, or ten times a state of ones). A continuum, such as a line attractor, gives one point
+    for each different place that starts lead to.
 
-    Few starts lead to unstable points. So starts are drawn in rounds, each as large as all before, until the index sum
-    is 1, the last round found no new point, and nearly every point was found more than once; or until `max_starts`.
-    `FixedPoints.complete` and `.missing` say which. From the second round on there are five kinds of starts: as in the
-    first round; of a Gaussian with the covariance of the states, but wider; anywhere in a box on whose faces states
-    were seen to move inwards, as the given states may all be at rest; sums z_i + z_j - z_k of points that were found;
-    and near such points, with these deflated, so that the search ends at another point.
+    Few starts lead to unstable points. So starts are drawn in rounds, each as large as all rounds before. The rounds
+    end when the index sum is 1, the last round found no new point, and nearly every point was found more than once; or
+    at `max_starts`. `FixedPoints.complete` and `.missing` say which. From the second round on there are five kinds of
+    starts:
+
+    (1) as in the first round; (2) from a Gaussian with the covariance of the states, but wider; (3) anywhere in a box
+    on whose faces states were seen to move inwards, because the given states may all be at rest; (4) sums z_i + z_j -
+    z_k of points that were found; (5) near such points, with these deflated, so that the search ends at another point.
 
     Args:
-        model: a DiscreteProblem, an ODEProblem or a Solution of either; or a cell as a DiscreteProblem takes it, with
-            `starts` given.
+        model: a DiscreteProblem, an ODEProblem or a Solution of either. Or a cell as a DiscreteProblem takes it; then
+            give `starts`.
         x: the constant input [input], or one for each of a known number of starts [n, input]; zeros when None.
-        starts: where to start: "auto", in rounds; how many to draw of the solution's states and of means of two, four
-            and eight of them, as what is unstable lies between what the states go to; or the states [n, unit].
-        noise: the standard deviation of the noise on starts that are drawn, over that of the states themselves.
-        slow: up to which q points are kept; a local minimum of q above it is none.
-        unique: points nearer to each other than this are one; states and inputs both count.
-        iterations: how many steps at most.
-        max_starts: how many starts to draw at most, where `starts` is "auto".
-        seed: of the draw of starts and their noise; the same seed finds the same points.
-        progress: show on a terminal how many starts were made, of `max_starts`; or what is called with it, as
-            `kp.analyze` takes it.
+        starts: where to start. "auto" draws starts in rounds. A number draws this many from the solution's states, and
+            from means of two, four and eight of them: unstable points lie between the states that are approached. Or
+            give the states [n, unit].
+        noise: the standard deviation of the noise on drawn starts, relative to that of the states themselves.
+        slow: the largest q of a point that is kept. A local minimum with a larger q is not a point.
+        unique: points nearer to each other than this are one point. The distance counts both states and inputs.
+        iterations: the largest number of steps.
+        max_starts: the largest number of starts, if `starts` is "auto".
+        seed: for drawing the starts and their noise. The same seed finds the same points.
+        progress: show on a terminal how many of `max_starts` starts were made; or a function that is called with it, as
+            in `kp.analyze`.
 
     Raises:
-        TypeError: of a problem without dynamics.
-        ValueError: starts or inputs of another width or not finite, a start at which the Jacobian is NaN or inf, or
+        TypeError: a problem without dynamics.
+        ValueError: starts or inputs of another width, or not finite; a start at which the Jacobian is NaN or inf; or
             options that are not positive.
 
     Warns:
-        UserWarning: when no start came to a point; the result is empty.
+        UserWarning: no start led to a point. The result is empty.
     Source: Sussillo, Barak, Neural Computation 25, 626 (2013); Golub, Sussillo, "FixedPointFinder", JOSS 3, 1003
     (2018); deflation: Farrell, Birkisson, Funke, SIAM J. Sci. Comput. 37, A2026 (2015).
 

@@ -33,31 +33,31 @@ SHOWN = 12
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FixedPoints(Shown):
-    """Fixed and slow points, those that most starts led to first; names are those of the package fixed-point-finder.
+    """Fixed and slow points, most frequently found ones first; names are those of the package fixed-point-finder.
 
-    `points[mask]` are some of them, as `points[points.is_stable]`; `len(points)` says how many there are.
+    `points[mask]` selects some of them, as in `points[points.is_stable]`; `len(points)` is their number.
 
     Attributes:
         xstar: the points z* [n, unit].
         x_init: a start that led there [n, unit].
-        F_xstar: F(z*) [n, unit], of a field f(z*).
-        qstar: 1/2 |F(z*) - z*|^2 [n], of a field 1/2 |f(z*)|^2.
-        dq: by how much the last step changed it [n].
-        J_xstar: dF/dz, of a field df/dz [n, unit, unit].
-        eigval_J_xstar: its eigenvalues [n, unit], the slowest to decay first: the largest in magnitude, of a field in
-            real part.
+        F_xstar: F(z*) [n, unit]; for a field f(z*).
+        qstar: 1/2 |F(z*) - z*|^2 [n]; for a field 1/2 |f(z*)|^2.
+        dq: how much the last step changed q [n].
+        J_xstar: dF/dz; for a field df/dz [n, unit, unit].
+        eigval_J_xstar: its eigenvalues [n, unit], the slowest to decay first. These have the largest magnitude; for a
+            field the largest real part.
         eigvec_J_xstar: its eigenvectors as columns [n, unit, unit].
-        is_stable: whether all eigenvalues have |l| < 1, of a field Re l < 0 [n].
+        is_stable: whether all eigenvalues have |l| < 1; for a field Re l < 0 [n].
         is_fixed: whether the point is fixed to round-off, rather than slow [n].
         inputs: x [n, input].
         starts: how many starts led there [n].
-        continuous: whether they are those of a field.
-        states: where they were looked for [trial, time, unit]: the states of the solution, or the starts.
+        continuous: whether they are points of a field.
+        states: where the search looked [trial, time, unit]: the states of the solution, or the starts.
         tried: how many starts were made in all.
-        complete: whether all fixed points seem to be found. True where starts of all kinds found nothing new at the end
-            and the index sum is right, which is no proof: two points of opposite index may still be missing. False
-            where points are known or likely to be missing, None where neither can be said.
-        missing: the reason, in words. Some of the points have complete None: they are a selection.
+        complete: whether all fixed points seem to be found. True: at the end starts of all kinds found nothing new, and
+            the index sum is right. This is no proof: two points of opposite index may still be missing. False: points
+            are known or likely to be missing. None: neither can be said.
+        missing: the reason, in words. A selection of the points has complete None.
 
     Example as `fixed_points`.
     """

@@ -29,41 +29,42 @@ def ClosedLoop(
     control_size: int | None = None,
     **unknown: Any,
 ) -> Any:
-    """The loop of a plant z' = plant(z, u) and a policy u = policy(z), or u = policy([z, x_t]), which learns.
+    """The loop of a plant z' = plant(z, u) and a policy u = policy(z), or u = policy([z, x_t]). The policy learns.
 
-    Only the policy (and its readout) learns. The plant is copied as it is now: parameters that it has become buffers in
-    torch, and constants in JAX.
+    Only the policy (and its readout) learns. The plant is copied as it is now: its parameters become buffers in torch,
+    and constants in JAX.
 
-    Without `every` the control is one of each instant, and the loop a field. With `every = dt` it is sampled: at
-    t0 + k dt the policy sees the plant and x_t, and its control is held until the next one (zero-order hold). The loop
-    is then a hybrid model, as `Hybrid` makes, with the state [plant, memory, held control, controls that wait], of
-    which `loop.sampling` has the sizes. As z0 an `ODEProblem` takes the plant's state alone (all else is zero then), or
-    what `loop.start(z0, memory, control)` makes. Noise of the measurements, references and the like are inputs x, with
-    samples at the sampling times. A sample at t0 or at the last time is taken, too. Events of the plant, such as
-    contacts, go around the loop: `Hybrid(loop, Event(condition, reset))`, of the plant's state alone.
+    Without `every` the control acts at every instant, and the loop is a field. With `every = dt` it is sampled: at t0 +
+    k dt the policy sees the plant and x_t, and its control is held until the next sample (zero-order hold). The loop is
+    then a hybrid model, as `Hybrid` makes. Its state is [plant, memory, held control, controls that wait];
+    `loop.sampling` has their sizes. An `ODEProblem` takes as z0 the plant's state alone (all the rest is then zero), or
+    the result of `loop.start(z0, memory, control)`. Noise of the measurements, references and similar signals are
+    inputs x, with samples at the sampling times. Samples at t0 and at the last time are taken, too. Events of the
+    plant, such as contacts, go around the loop: `Hybrid(loop, Event(condition, reset))`, of the plant's state alone.
 
-    Of a plant in discrete time, which has a step(z, u) -> z and a `state_size`, such as `MJXPlant`, it is the cell of a
-    `DiscreteProblem`, z_t = [plant.step(z_{t-1}, u), memory]. The state is [plant, memory of the policy], as wide as z0
-    is, and the policy is u = policy([z, x_t]), policy(memory, [z, x_t]) -> (memory, u), or a cell with its readout. It
-    sees plant.observe(z, x_t) in the place of [z, x_t] where the plant has that. Without any x_t, x of the problem has
-    the width 0.
+    A plant in discrete time, such as `MJXPlant`, has a step(z, u) -> z and a `state_size`. The loop is then the cell of
+    a `DiscreteProblem`, z_t = [plant.step(z_{t-1}, u), memory]. Its state is [plant, memory of the policy], as wide as
+    z0. The policy is u = policy([z, x_t]), policy(memory, [z, x_t]) -> (memory, u), or a cell with its readout. If the
+    plant has observe(z, x_t), the policy sees its result in the place of [z, x_t]. If there is no x_t, x of the problem
+    has the width 0.
 
     Args:
-        plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`, or what has a step(z, u) -> z.
-        policy: a torch nn.Module on [trial, state + reference] -> [trial, control], or a callable JAX pytree with array
-            leaves such as an equinox module, for one trial, without the trial axis. Sampled, or in discrete time, it
-            may have a memory: a cell such as nn.GRUCell or eqx.nn.LSTMCell, called as cell(observation, memory), with
-            its `readout`; or policy(memory, observation) -> (memory, control), with `memory` given where it is sampled.
+        plant: any callable (z, u) -> z', such as those of `kpflow_dyn.models`, or an object with a step(z, u) -> z.
+        policy: a torch nn.Module on [trial, state + reference] -> [trial, control]; or a callable JAX pytree with array
+            leaves, such as an equinox module, for one trial, without the trial axis. If sampled, or in discrete time,
+            it may have a memory. It is then a cell such as nn.GRUCell or eqx.nn.LSTMCell, called as cell(observation,
+            memory), with its `readout`. Or it is policy(memory, observation) -> (memory, control); give `memory` if it
+            is sampled.
         every: the time between samples, in the unit of t.
-        readout: of a cell: its h -> the control. (c of an LSTM stands behind h in the memory.)
-        memory: how many numbers the memory of a sampled policy has that is no cell of torch or equinox.
+        readout: for a cell, a map from its h to the control. (In an LSTM's memory c stands after h.)
+        memory: the number of values in the memory of a sampled policy that is not a cell of torch or equinox.
         delay: how long after its sample a control acts, in the unit of t: 1.5 * every for one sample and a half. A
-            measurement that is late by tau, with a control that acts at once, is delay=tau too: times are then counted
-            from when things are measured, and x_t is what the policy gets together with z(t). See the guide.
-        saturation: (low, high) to clip the policy's control, a number s for (-s, s), or a function of it such as
-            torch.tanh.
-        rate_limit: by how much the control may change per unit of t, from sample to sample.
-        state_size, control_size: the widths of z and u, where a sampled plant does not say them.
+            measurement that is late by tau, with a control that acts at once, is delay=tau too. Times are then counted
+            from the measurements, and the policy gets x_t together with z(t). See the guide.
+        saturation: (low, high) to clip the policy's control, a number s for (-s, s), or a function of the control such
+            as torch.tanh.
+        rate_limit: the largest change of the control per unit of t, from sample to sample.
+        state_size, control_size: the widths of z and u, if a sampled plant does not say them.
 
     Returns:
         A torch nn.Module or an equinox module, called as f(t, z) or f(t, z, x_t) on z [trial, state] and the reference
@@ -71,11 +72,11 @@ def ClosedLoop(
         begin with "policy." (and "readout.").
 
     Raises:
-        TypeError: plant is not callable and has no step, or has one and no `state_size`; policy is neither kind of
-            module, or is called otherwise than its options say; unknown names.
-        ValueError: options of sampling without `every`, or that do not fit; a plant or policy that is a hybrid model;
-            when called, if the policy's output is not as wide as the plant's `control_size`, or its memory not as z has
-            it.
+        TypeError: the plant is not callable and has no step, or has a step but no `state_size`; the policy is neither
+            kind of module, or is not called as its options say; or unknown names.
+        ValueError: options of sampling without `every`, or that do not fit; a plant or policy that is a hybrid model.
+            When called: the policy's output does not have the width of the plant's `control_size`, or its memory does
+            not have the width in z.
     Source: Astrom, Murray, Feedback Systems (2008), on state feedback; Astrom, Wittenmark, Computer-Controlled Systems
         (1997), on sampled plants.
 

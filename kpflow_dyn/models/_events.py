@@ -17,28 +17,28 @@ class Event:
 
         z <- reset(t, z)    where condition(t, z) = 0, or at given times
 
-    Condition and reset are called as the flow is: with the state in its form, with x_t where the problem has inputs,
-    and then with args where it has these, (t, z, x_t, args); of an equation of second order (t, z, z', x_t, args).
+    Condition and reset are called as the flow is: with the state in its form, with x_t if the problem has inputs, and
+    then with args if it has these, (t, z, x_t, args). For an equation of second order this is (t, z, z', x_t, args).
 
-    The state is left as it is but for what `reset` changes; it is called on the state before the jump. What an event
-    is called elsewhere: `diffrax.Event` and torchdiffeq's `odeint_event` (which end a solve there), SciML's
-    ContinuousCallback (of a condition) and DiscreteCallback or PeriodicCallback (at given times), solve_ivp's events.
+    The event changes only what `reset` changes. `reset` is called on the state before the jump. Other packages call it:
+    `diffrax.Event` and torchdiffeq's `odeint_event` (which end a solve there), SciML's ContinuousCallback (of a
+    condition) and DiscreteCallback or PeriodicCallback (at given times), solve_ivp's events.
 
     Args:
         condition: (t, z, ...) -> c: in torch c [trial] of z [trial, unit], in JAX c [] of z [unit]. The event is where
             c crosses zero. None for given times. It may have parameters.
-        reset: (t, z, ...) -> z, the whole state in its form; of second order the pair (z, z'). Modules of torch, and
+        reset: (t, z, ...) -> z, the whole state in its form; for second order the pair (z, z'). Modules of torch, and
             pytrees of JAX, learn.
-        direction: 1 where c crosses from below to above, -1 from above to below, 0 both; or as diffrax has it True,
-            False and None for these. It is meant as a solve meets the crossing: where time runs backward, c is seen as
-            time decreases, as in scipy.
+        direction: 1 if c crosses from below to above, -1 from above to below, 0 for both; or, as in diffrax, True,
+            False and None for these. The direction is that in which a solve meets the crossing. If time runs backward,
+            c is seen as time decreases, as in scipy.
         at: given times [n], in the unit of t.
-        every: the time between events, the first of which is at t0 + offset; where time runs backward, at t0 - offset,
-            and the others before it.
-        offset: how long after t0 the first one is.
+        every: the time between events. The first event is at t0 + offset. If time runs backward, it is at t0 - offset,
+            and the other events are before it.
+        offset: the time from t0 to the first event.
 
     Raises:
-        TypeError, ValueError: no reset, not just one of condition, at and every, or numbers that are no times.
+        TypeError, ValueError: no reset; not exactly one of condition, at and every; or numbers that are not times.
     Source: Hybrid systems and their derivatives: Kong, Payne, Zhu, Johnson, "Saltation matrices: the essential tool for
         linearizing hybrid dynamical systems", arXiv:2306.06862.
 

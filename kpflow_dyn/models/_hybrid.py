@@ -18,50 +18,50 @@ MAX_EVENTS = 1000  # in a trial
 def Hybrid(flow: Any, *events: Any, max_events: int | None = None, looks: int | None = None, **unknown: Any) -> Any:
     """A model in continuous time with jumps: z' = flow(t, z), and z <- reset(t, z) at events.
 
-    It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method,
-    and linearised with the derivatives of the times of its events: those of a step that ends at an event are the
+    It is posed and solved like any field, `kp.solve(kp.ODEProblem(hybrid, z0, t, x), alg)`, by any Runge-Kutta method.
+    `linearize` includes the derivatives of the times of its events. For a step that ends at an event these give the
     saltation matrix
 
         Xi = D_z g + (f_after - D_z g f_before - D_t g) D_z c / (D_z c f_before + D_t c)
 
-    of the condition c and the reset g. Steps end at events and at all times of the grid; at the time of a jump the
-    solution has the state behind it, and `solution.events` lists what happened. Of events with a condition each trial
-    is solved by itself, with times of its own; jumps at given times are those of all trials.
+    with the condition c and the reset g. Steps end at events and at all times of the grid. At the time of a jump the
+    solution has the state after the jump; `solution.events` lists all events. If events have a condition, each trial is
+    solved by itself, with its own times. Jumps at given times are the same for all trials.
 
     The state may have any form that `ODEProblem` knows: several arrays, complex numbers, second order, with args. Time
-    may run backward: then a solve meets the events from behind, and applies their resets as they are, so that to go
-    back along a solution these must be the inverse ones. On a span (t0, t1) the states are at three Gauss points
-    between any two times at which the trial with the most steps ends one, or any trial has an event.
+    may run backward. A solve then meets the events from the other side, and applies their resets as they are. To go
+    back along a solution, give the inverse resets. On a span (t0, t1) the solution has states at three Gauss points
+    between any two neighbouring times at which the trial with the most steps ends a step, or any trial has an event.
 
     Args:
-        flow: the field between jumps, as `ODEProblem` takes it, an ODETerm or MultiTerm of diffrax included. Or a model
-            that has events: another hybrid model, or a sampled `ClosedLoop`. The result is then one model, in which
-            these come before those that are added.
-        events: the jumps, one by one or in lists; of several at one given time the first in this order happens first. A
-            jump that takes the state across the surface of another event makes that one happen at once. Around a
-            sampled loop, conditions and resets get and give the plant's state alone; memory and controls stay.
-        max_events: how many events may happen in a trial beside those at given times; more are an error, as of a ball
-            that comes to rest. 1000 where None, or as many as the flow has said.
-        looks: at how many points of each step conditions are looked at first, 4 or more; 8 where None. They are looked
-            at between these as well, and where a condition is not where a cubic through its neighbours says, and near
-            enough to zero, at twice as many points, up to 64 times. A crossing and its return between two points where
-            all this says nothing, such as a short pulse of an input, are missed: more looks, or shorter steps, find
-            them.
+        flow: the field between jumps, as `ODEProblem` takes it; an ODETerm or MultiTerm of diffrax is allowed. Or a
+            model that has events: another hybrid model, or a sampled `ClosedLoop`. The result is then one model, in
+            which its events come before the added ones.
+        events: the jumps, one by one or in lists. If several are at one given time, they happen in this order. If a
+            jump takes the state across the surface of another event, that event happens at once. Around a sampled loop,
+            conditions and resets get and give the plant's state alone; memory and controls stay.
+        max_events: how many events may happen in a trial, without those at given times. More are an error, for example
+            of a ball that comes to rest. None is 1000, or the number that the flow has set.
+        looks: the number of points of each step at which conditions are looked at first, 4 or more; 8 when None. They
+            are also looked at between these points. If a condition is not where a cubic through its neighbours says,
+            and is near enough to zero, twice as many points are used, up to 64 times. If none of this shows a crossing
+            and its return between two points, such as for a short pulse of an input, they are missed. More looks, or
+            shorter steps, find them.
 
     Returns:
         A torch nn.Module or an equinox module, called as flow is. The names of its parameters begin with "flow." and
-        "events.0.condition.", "events.0.reset." and so on; in JAX, where entries of a list are called so,
-        "events[0].condition.". Around a sampled loop it is such a loop, with `loop.start` and `loop.sampling`, and the
-        names of the loop: "policy." and "plant_events.0.reset." of the first one that was added.
+        "events.0.condition.", "events.0.reset." and so on. In JAX, where entries of a list have other names, they begin
+        with "events[0].condition.". Around a sampled loop the result is also a sampled loop, with `loop.start`,
+        `loop.sampling` and the names of the loop: "policy.", and "plant_events.0.reset." for the first added event.
 
     Raises:
         TypeError: a part that is not callable, no event, an unknown name, or no part that is a module of torch or a
             pytree with arrays of JAX.
-        ValueError: a part that has a hybrid model inside, whose events would be lost; a flow in discrete time.
-            `kp.solve` refuses what has no derivative: a trial that begins on a surface and leaves it in the direction
-            of the event (against it is fine), one that touches a surface without crossing it, two events at one time of
-            which one moves the other's condition, endless events, a surface that a trial slides along, and conditions
-            or flows that jump there.
+        ValueError: a part contains a hybrid model, whose events would be lost; or the flow is in discrete time.
+            `kp.solve` refuses all that has no derivative: a trial that begins on a surface and leaves it in the
+            direction of the event (against it is fine); a trial that touches a surface without crossing it; two events
+            at one time of which one moves the other's condition; endless events; a surface that a trial slides along;
+            and conditions or flows that jump there.
     Source: Goebel, Sanfelice, Teel, "Hybrid Dynamical Systems" (2012); the saltation matrix: arXiv:2306.06862.
 
     A ball that loses a learnt part of its speed at each bounce:

@@ -81,30 +81,30 @@ class Failure:
 
 
 class Sweep(Shown):
-    """A function at many points, each computed once and recorded in a file of its own.
+    """Runs a function at many points. Each point is computed once, and has its own file.
 
     The folder `out` holds sweep.json and points/*.npz: arrays and JSON, no pickles. Each file is there whole or not at
-    all, so that a run that is killed at any moment loses the points in flight, and running again computes what is
-    missing. Points belong to the code of `run` with all that it reaches, and to the versions of this package and of
-    Python: where one of them has changed, running is refused. Reached are functions, classes and modules outside of
-    Python and of installed packages, and the values of globals, closures, defaults and attributes; not files that `run`
-    reads. What points themselves change, as a list that they fill, does not count until a new `Sweep` is made.
+    all. A run that is killed loses only the points in flight; running again computes the missing points. Points belong
+    to the code of `run`, to all code that it uses, and to the versions of this package and of Python. If one of them
+    has changed, running is refused. This code is functions, classes and modules outside of Python and of installed
+    packages, and values of globals, closures, defaults and attributes; not files that `run` reads. Changes that points
+    make themselves, such as filling a list, count only in a new `Sweep`.
 
-    A worker keeps `run` from point to point, so that jax.jit compiles once for all points of the same shapes.
+    A worker keeps `run` from point to point, so jax.jit compiles once for all points of the same shapes.
 
     Args:
-        run: called as run(**point), in worker processes with executors other than the default. Returns a dict of
-            numbers, strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a Dataset.
-            A point that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. One that
-            ends its process (os._exit, a crash) is recorded as failed in worker processes. In this process it ends the
-            sweep too, and the next run computes it last, in a process of its own.
-        over: a dict of axes is a grid; a list of dicts are points, as `sweep.zipped`, `sweep.random` and `sweep.sobol`
-            give them. Values are numbers, strings, bools or frozen dataclasses.
-        out: the folder; made where it does not exist.
-        attrs: what its dataset and its page are to say of it, by name: the model, the task, its title.
+        run: called as run(**point), in worker processes unless the executor is the default. Returns a dict of numbers,
+            strings, real arrays, xr.DataArrays or Estimates (which give name and name_stderr), or a Dataset. A point
+            that raises, also by sys.exit, is recorded as failed; one with a NaN is kept and flagged. In worker
+            processes a point that ends its process (os._exit, a crash) is recorded as failed. In this process it ends
+            the sweep too; the next run computes it last, in a process of its own.
+        over: a dict of axes is a grid. A list of dicts is a list of points, as from `sweep.zipped`, `sweep.random` and
+            `sweep.sobol`. Values are numbers, strings, bools or frozen dataclasses.
+        out: the folder; created if it does not exist.
+        attrs: facts for its dataset and its page, by name: the model, the task, its title.
 
     Raises:
-        TypeError, ValueError: a run that is no function, or a value that cannot name a point.
+        TypeError, ValueError: a run that is not a function, or a value that cannot name a point.
 
     >>> import tempfile, kpflow_dyn as kp
     >>> def run(g, seed):
