@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,18 @@ import kpflow_dyn as kp
 from kpflow_dyn.cli import _doctor as doctor
 from kpflow_dyn.cli._app import app
 
-ROOT = Path(kp.__file__).parents[1]
+PACKAGES = Path(kp.__file__).parents[1]
+PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """The command leaves double precision on in JAX."""
+    import jax
+
+    before = jax.config.jax_enable_x64
+    yield
+    jax.config.update("jax_enable_x64", before)
 
 
 def run(*options: str):
@@ -37,7 +49,7 @@ def without(monkeypatch: pytest.MonkeyPatch):
 def test_both_frameworks_are_right(tmp_path: Path) -> None:
     pytest.importorskip("jax")
     call = [sys.executable, "-c", "from kpflow_dyn.cli import app; app()", "doctor", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(PACKAGES)}
     ended = subprocess.run(
         call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -89,6 +101,6 @@ def test_missing_packages_are_named_with_their_extra(without, monkeypatch: pytes
 
 
 def test_extras_are_those_of_the_package() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads(PROJECT.read_text())["project"]["optional-dependencies"]
     for extra, packages in doctor.EXTRAS.items():
         assert {*packages} <= {re.split(r"[<>=\[]", requirement)[0] for requirement in extras[extra]}

@@ -17,13 +17,13 @@ import pytest
 import torch
 import xarray as xr
 from matplotlib.figure import Figure
+from result_registry import IN_JAX, RESULTS, UNITS, Kit
 
 import kpflow_dyn as kp
 from kpflow_dyn import control
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._shown import COLUMNS, LINES, Shown, described, number, shares, sizes, span, type_name
 from kpflow_dyn.models import ClosedLoop, Pendulum
-from tests.result_registry import IN_JAX, RESULTS, UNITS, Kit
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -78,9 +78,10 @@ class Flow(Named, Shown):
 
     def _shown(self) -> tuple[str, list[Row]]:
         space, sites = self.ntk.domain, [f"{site.name} ({site.kind})" for site in self.sites]
-        rows: list[Row] = [("ntk", f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}")]
-        rows += [("parameters", f"{self.J.domain.size}: {some(list(self.parameters))}")]
-        rows += [("sites", (self.untraced and f"none: {self.untraced}") or f"{len(sites)}: {some(sites)}")]
+        ntk = f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}"
+        found = f"none, autograd alone: {self.untraced}" if self.untraced else f"{len(sites)}: {some(sites)}"
+        parameters = f"{self.J.domain.size}: {some(list(self.parameters))}"
+        rows: list[Row] = [("ntk", ntk), ("parameters", parameters), ("sites", found)]
         rows += [] if self.mask is None else [("where", f"{space.dimension} of {space.size} entries count")]
         rows += [("next", "kp.summary(flow), kp.eigs(flow.ntk, k), flow.output(C)")]
         return f"{type(self).__name__} of {type(self.solution).__name__}", rows

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -139,7 +139,7 @@ class GradientFlow(ShownAsText):
         time = self._time_to(fraction)
         late = float(np.interp(time, self.time, self.late))
         late += FINITE * time if late or not self.optimizer else 0.5
-        late += max(time - self._rise, 0.0)
+        late += max(time - _rise(self), 0.0)
         return max(time - late, 0.0), time + late
 
     def __str__(self) -> str:
@@ -176,16 +176,6 @@ class GradientFlow(ShownAsText):
         price = f"for {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
-    @cached_property
-    def _rise(self) -> float:
-        """The first step of an optimiser at which the loss is well above before; inf if never, or if all are own."""
-        if not self.optimizer or self.own == self.time[-1]:
-            return math.inf
-        losses = self(np.arange(self.time[-1] + 1))
-        lowest = np.minimum.accumulate(losses)
-        risen = np.flatnonzero(losses - lowest > RISE * abs(lowest))
-        return float(risen[0]) if risen.size else math.inf
-
     def _brackets(self, wanted: float) -> Iterator[np.ndarray]:
         """Times between which the loss falls to this, the first ones first; an optimiser's may rise in between."""
         for step, (before, after) in enumerate(itertools.pairwise(self.time)):
@@ -198,6 +188,16 @@ class GradientFlow(ShownAsText):
     def _loss_at(self, tau: float) -> float:
         step = min(int(np.searchsorted(self.time, tau, side="right")) - 1, len(self.pieces) - 1)
         return self.pieces[step](tau - self.time[step])
+
+
+def _rise(flow: GradientFlow) -> float:
+    """The first step of an optimiser at which the loss is well above before; inf if never, or if all are own."""
+    if not flow.optimizer or flow.own == flow.time[-1]:
+        return math.inf
+    losses = flow(np.arange(flow.time[-1] + 1))
+    lowest = np.minimum.accumulate(losses)
+    risen = np.flatnonzero(losses - lowest > RISE * abs(lowest))
+    return float(risen[0]) if risen.size else math.inf
 
 
 def _part(flow: GradientFlow, fraction: float) -> str:
@@ -213,8 +213,8 @@ def _cautions(flow: GradientFlow) -> list[str]:
     """What is not in the intervals."""
     if not flow.optimizer:
         return ["for small learning rates: one above 2 / the curvature of the loss is unstable, and takes another way"]
-    if math.isfinite(flow._rise):
-        return [f"the loss rises by more than {RISE:.0%} at step {flow._rise:.0f}: later times are rough"]
+    if math.isfinite(rise := _rise(flow)):
+        return [f"the loss rises by more than {RISE:.0%} at step {rise:.0f}: later times are rough"]
     return []
 
 
