@@ -77,11 +77,9 @@ class Flow(Named, Shown):
     _elsewhere: ClassVar = FLOW
 
     def _shown(self) -> tuple[str, list[Row]]:
-        space, sites = self.ntk.domain, [f"{site.name} ({site.kind})" for site in self.sites]
-        ntk = f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}"
-        found = f"none, autograd alone: {self.untraced}" if self.untraced else f"{len(sites)}: {some(sites)}"
-        parameters = f"{self.J.domain.size}: {some(list(self.parameters))}"
-        rows: list[Row] = [("ntk", ntk), ("parameters", parameters), ("sites", found)]
+        space = self.ntk.domain
+        rows: list[Row] = [("ntk", f"{axes_sizes(space.axes, space.shape)} {plain(space.dtype)}")]
+        rows += [("parameters", f"{self.J.domain.size}: {some(list(self.parameters))}"), ("sites", _told(self))]
         rows += [] if self.mask is None else [("where", f"{space.dimension} of {space.size} entries count")]
         rows += [("next", "kp.summary(flow), kp.eigs(flow.ntk, k), flow.output(C)")]
         return f"{type(self).__name__} of {type(self.solution).__name__}", rows
@@ -399,3 +397,9 @@ def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
         ntk=GramOperator(ntk.factor @ R, None, None if ntk.apart is None else for_each_trial(ntk.apart, R)),
         R=R if flow.R is None else flow.R @ R,
     )
+
+
+def _told(flow: Flow) -> str:
+    """Its weight sites, or why there are none."""
+    sites = [f"{site.name} ({site.kind})" for site in flow.sites]
+    return f"none, autograd alone: {flow.untraced}" if flow.untraced else f"{len(sites)}: {some(sites)}"
