@@ -95,10 +95,9 @@ def main() -> None:
         forecast = kp.forecast(y, past(x, lag), lr=LR, steps=steps)
         losses = train(rnn, readout, x, past(x, lag), steps)
         halved = np.flatnonzero(losses < losses[0] / 2)
-        seen = f"after {halved[0]} steps" if len(halved) else f"not in {steps} steps"
-        print(
-            f"input {lag} steps ago: half of the loss is forecast after {forecast.steps_to(0.5):.0f} steps, seen {seen}"
-        )
+        seen = float(halved[0]) if len(halved) else np.inf
+        expected, seen = (after(step, steps) for step in (forecast.steps_to(0.5), seen))
+        print(f"input {lag:2} steps ago: half of the loss is forecast {expected}, and seen {seen}")
         found[lag] = forecast, losses
     draw(found, steps).savefig(given.out, dpi=150)
     print(f"The picture: {given.out}")
