@@ -55,6 +55,8 @@ class Named:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
+            if hasattr(type(self), name):  # a property of its own that failed: raise its own error
+                return object.__getattribute__(self, name)
             advice = stands_for(name, type(self)._elsewhere)
             message = f"{type(self).__name__!r} object has no attribute {name!r}{advice}"
             raise AttributeError(message, name=name, obj=self)

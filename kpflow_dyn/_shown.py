@@ -105,6 +105,11 @@ def with_error(value: float, stderr: float) -> str:
     return f"({value / scale:.{digits}f} ± {stderr / scale:.{digits}f})e{power}"
 
 
+def with_bar(found: Any) -> str:
+    """An estimate with its standard error."""
+    return with_error(found.value, found.stderr)
+
+
 def listed(texts: Iterable[str], most: int = 6) -> str:
     """The first of some texts, such as: 3.2, 0.41, 0.032, ..."""
     found = list(texts)

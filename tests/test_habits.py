@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 from kpflow_dyn import control
-from kpflow_dyn._elsewhere import FLOW, OPERATOR, PACKAGE
+from kpflow_dyn._elsewhere import FLOW, OPERATOR, PACKAGE, Named
 from kpflow_dyn.control._elsewhere import ROWS, table
 from kpflow_dyn.models import CartPole, ClosedLoop, DoubleIntegrator, Event, Hybrid, MLPField, Pendulum
 
@@ -362,3 +362,17 @@ def test_the_names_that_are_recommended_exist() -> None:
             assert not any(hasattr(owner, name) for name in names)
             for path in re.findall(r"`(?:flow|op)\.([\w.]+)", here):
                 operator.attrgetter(path)(owner)
+
+
+def test_an_error_within_a_property_is_its_own() -> None:
+    class Broken(Named):
+        _elsewhere = ((("jac",), "`flow.J`"),)
+
+        @property
+        def J(self) -> Any:
+            return torch.ones(1).no_such_thing
+
+    with pytest.raises(AttributeError, match="'Tensor' object has no attribute 'no_such_thing'"):
+        _ = Broken().J
+    with pytest.raises(AttributeError, match=r"no attribute .jac.; in its place take `flow\.J`"):
+        _ = Broken().jac

@@ -30,7 +30,7 @@ from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.spectra import Modes, eigs
 from kpflow_dyn._problems.versions import versions_of
-from kpflow_dyn._shown import ShownAsText
+from kpflow_dyn._shown import ShownAsText, with_bar
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -78,7 +78,7 @@ class Comparison(ShownAsText):
 
     def __str__(self) -> str:
         degrees = ", ".join("none" if math.isnan(angle) else f"{angle:.1f}" for angle in np.degrees(self.angles))
-        alike = [f"alignment of {name:4} {_shown(found)}{self._under(name)}" for name, found in self._alignments()]
+        alike = [f"alignment of {name:4} {with_bar(found)}{self._under(name)}" for name, found in self._alignments()]
         step = [] if self.loss is None else [f"cosine of the next steps {self.step:.4f}"]
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
         return "\n".join([*self._side_by_side(), *alike, *step, angles])
@@ -89,7 +89,7 @@ class Comparison(ShownAsText):
         rows = [("", self.names, "")]
         rows += [(name, [f"{one:.4g}" for one in pair], "") for name, pair in now.items() if pair]
         for name, pair in self.ranks.items():
-            rows.append((f"effective rank of {name}", [_shown(one) for one in pair], self._under(name)))
+            rows.append((f"effective rank of {name}", list(map(with_bar, pair)), self._under(name)))
         widths = [max(len(row[1][place]) for row in rows) for place in (0, 1)]
         return [f"{name:21}  {a:>{widths[0]}}  {b:>{widths[1]}}{under}" for name, (a, b), under in rows]
 
@@ -209,14 +209,6 @@ def _ranks(
     """The effective ranks of each operator of the two."""
     pairs = {"NTK": (first, second), "K": (a.K, b.K), "P": (GramOperator(a.P), GramOperator(b.P))}
     return {n: (effective_rank(x, samples, rng), effective_rank(y, samples, rng)) for n, (x, y) in pairs.items()}
-
-
-def _shown(found: Estimate) -> str:
-    """To the digits that the standard error leaves; without it where four digits do not show it."""
-    if not found.stderr > 5e-5 * abs(found.value):
-        return f"{found.value:.4g}"
-    digits = max(0, 1 - math.floor(math.log10(found.stderr)))
-    return f"{found.value:.{digits}f} +- {found.stderr:.{digits}f}"
 
 
 # Under a loss

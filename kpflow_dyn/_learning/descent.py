@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
 import warnings
@@ -20,6 +19,7 @@ from kpflow_dyn._learning.objective import Objective
 from kpflow_dyn._learning.options import at_fractions, check_seed, is_count, is_number, plain
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.problems import Problem
+from kpflow_dyn._problems.signatures import positional
 from kpflow_dyn._problems.solutions import Solution
 from kpflow_dyn._progress import Progress, stages
 from kpflow_dyn._shown import Row, ShownAsText, number
@@ -448,11 +448,8 @@ def _row(run: Run) -> tuple[float, ...]:
 
 def _check_loss(loss: Any, most: int) -> None:
     """Raise for a function that needs more than the states, and the numbers of a batch's trials."""
-    try:
-        given = inspect.signature(getattr(loss, "forward", loss)).parameters.values()
-    except (TypeError, ValueError):  # not known
-        return
-    needed = [one.name for one in given if one.default is one.empty and one.kind <= one.POSITIONAL_OR_KEYWORD]
+    taken = positional(getattr(loss, "forward", loss)) or ()
+    needed = [one.name for one in taken if one.default is one.empty and one.kind is not one.VAR_POSITIONAL]
     if len(needed) > most:
         raise TypeError(
             f"the loss is called with the states alone, and this one needs {', '.join(needed)}; give "

@@ -16,7 +16,7 @@ from kpflow_dyn._arrays.memory import rows_at_once
 from kpflow_dyn._flows.preconditioner import slices
 from kpflow_dyn._numbers.estimate import restored
 from kpflow_dyn._numbers.moments import count_of
-from kpflow_dyn._shown import ShownAsText, type_name
+from kpflow_dyn._shown import ShownAsText, type_name, with_bar
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows, unit_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
@@ -48,7 +48,7 @@ class Contributions(ShownAsText, dict[str, Estimate]):
 
     def __str__(self) -> str:
         rows = {**self, "total": self.total}
-        return "\n".join(f"{name:24} {found.value:12.5g} +- {found.stderr:.2g}" for name, found in rows.items())
+        return "\n".join(f"{name:24} {with_bar(found)}" for name, found in rows.items())
 
 
 def contributions(flow: Learning, samples: int | None = None, seed: int | Random = 0) -> Contributions:

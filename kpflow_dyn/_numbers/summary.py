@@ -29,7 +29,7 @@ from kpflow_dyn._numbers.moments import moments_of
 from kpflow_dyn._numbers.reductions import GROUPS, PartialTrace, Sums, probe_images
 from kpflow_dyn._numbers.spectra import Modes, modes, modes_and_drives
 from kpflow_dyn._progress import Progress
-from kpflow_dyn._shown import Row, Shown, numbers, with_error
+from kpflow_dyn._shown import Row, Shown, numbers, with_bar
 from kpflow_dyn._spaces.operators import Apply, GramOperator, Operator
 from kpflow_dyn._spaces.rows import CHEAP, on_rows
 from kpflow_dyn._spaces.scaling import Size, at_unit_size
@@ -131,14 +131,14 @@ class Summary(Shown):
         return found[name]
 
     def __str__(self) -> str:
-        rows = [f"{name:24} {with_error(found.value, found.stderr)}" for name, found in self.numbers().items()]
+        rows = [f"{name:24} {with_bar(found)}" for name, found in self.numbers().items()]
         values = ", ".join(f"{value:.4g}" for value in to_numpy(self.modes.values)[:5])
         return "\n".join([*rows, f"{'ntk_eigenvalue':24} {values}, ...", f"{self.applications} applications"])
 
     def _shown(self) -> tuple[str, list[Row]]:
         rows: list[Row] = [(name, _in_words(getattr(self, name))) for name in ("core", "K", "ntk")]
-        rows += [(f"{name}_rank", _with_bar(rank)) for name, rank in self.ranks.items()]
-        rows += [("alignment", _with_bar(self.alignment)), ("modes.values", numbers(to_numpy(self.modes.values)))]
+        rows += [(f"{name}_rank", with_bar(rank)) for name, rank in self.ranks.items()]
+        rows += [("alignment", with_bar(self.alignment)), ("modes.values", numbers(to_numpy(self.modes.values)))]
         return "Summary", [*rows, ("applications", str(self.applications))]
 
     def to_xarray(self) -> xr.Dataset:
@@ -169,11 +169,7 @@ class Summary(Shown):
 
 
 def _in_words(found: Scalars) -> str:
-    return f"effective rank {_with_bar(found.effective_rank)}, trace {_with_bar(found.trace)}"
-
-
-def _with_bar(found: Estimate) -> str:
-    return with_error(found.value, found.stderr)
+    return f"effective rank {with_bar(found.effective_rank)}, trace {with_bar(found.trace)}"
 
 
 def summary(

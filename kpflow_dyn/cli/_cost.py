@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kpflow_dyn._progress import in_time
+
 if TYPE_CHECKING:
     from kpflow_dyn._flows.flow import Flow
     from kpflow_dyn._problems.problems import Problem
@@ -61,7 +63,7 @@ class Cost:
     def __str__(self) -> str:
         sizes = " x ".join(f"{size:,} {name}s" for size, name in zip(self.shape, self.axes, strict=True))
         sizes = sizes.replace(" times", " steps")
-        return f"{sizes}, {self.parameters:,} parameters: about {_time(self.seconds)} and {self.bytes / GB:.2g} GB"
+        return f"{sizes}, {self.parameters:,} parameters: about {in_time(self.seconds)} and {self.bytes / GB:.2g} GB"
 
 
 def check_memory(problem: Problem, shape: tuple[int, ...] | None, work: Work) -> None:
@@ -112,9 +114,3 @@ def _seconds(flow: Flow) -> float:
     begin = time.perf_counter()
     to_numpy(flow.ntk.mv(probes)[..., :1])  # which waits for the device
     return time.perf_counter() - begin
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

@@ -10,7 +10,7 @@ import numpy as np
 from kpflow_dyn._arrays import Random, array_namespace, like_numpy
 from kpflow_dyn._problems.problems import DiscreteProblem, OverTimes
 from kpflow_dyn._problems.solutions import Solution
-from kpflow_dyn._shown import Row, Shown, axes_sizes, number, numbers, some
+from kpflow_dyn._shown import Row, Shown, axes_sizes, number, numbers, some, with_error
 from kpflow_dyn.dynamics._blocks import Blocks, is_whole
 from kpflow_dyn.dynamics._jacobians import smooth, solved, width
 from kpflow_dyn.dynamics._singular_values import GradedProduct
@@ -47,7 +47,7 @@ class Lyapunov(Shown):
     units: int
 
     def _shown(self) -> tuple[str, list[Row]]:
-        pairs = [f"{number(value)} +- {error:.2g}" for value, error in zip(self.mean, self.stderr, strict=True)]
+        pairs = [with_error(value, error) for value, error in zip(self.mean, self.stderr, strict=True)]
         rows: list[Row] = [("exponents", axes_sizes(("trial", "exponent"), self.exponents.shape))]
         rows += [("mean", some(pairs, 4)), ("entropy", number(self.entropy)), ("dimension", number(self.dimension))]
         return f"The first {len(self.mean)} of {self.units} Lyapunov exponents", rows

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
 RIGHT_ANGLE, HALF = 90.0, 45.0
-VISIBLE = 5e-5  # share of a number
 ERRORS = "± is one standard error; without it a number is exact in the digits shown."
 LOG = {"type": "log", "exponentformat": "power"}
 OPERATORS = {
@@ -102,12 +101,7 @@ def _texts(dataset: xr.Dataset) -> dict[str, list[str]]:
 def _rank_texts(dataset: xr.Dataset, operator: str) -> list[str]:
     one = dataset.sel(operator=operator)
     pairs = zip(one.effective_rank.values, one.effective_rank_stderr.values, strict=True)
-    return [_number(float(value), float(stderr)) for value, stderr in pairs]
-
-
-def _number(value: float, stderr: float) -> str:
-    """With its standard error where four digits show it."""
-    return with_error(value, stderr if stderr > VISIBLE * abs(value) else 0.0)
+    return [with_error(float(value), float(stderr)) for value, stderr in pairs]
 
 
 def _alike(dataset: xr.Dataset) -> Table:
@@ -127,7 +121,7 @@ def _alike(dataset: xr.Dataset) -> Table:
 
 def _alignment(dataset: xr.Dataset, operator: str) -> str:
     one = dataset.sel(operator=operator)
-    return _number(float(one.alignment), float(one.alignment_stderr))
+    return with_error(float(one.alignment), float(one.alignment_stderr))
 
 
 def _ranks(dataset: xr.Dataset) -> Chart:

@@ -38,9 +38,7 @@ def drive(
             try:
                 broken = state.submit_all(executor, engine.ahead)
             finally:
-                if isinstance(
-                    engine, Given
-                ):  # others end with their points, and loky fails at those it finds cancelled
+                if isinstance(engine, Given):  # others end with their points; loky fails at those it finds cancelled
                     state.cancel()
         if broken is not None and isinstance(engine, Given):
             for key in state.deaths.keys() & set(state.waiting):
