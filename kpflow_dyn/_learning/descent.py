@@ -127,9 +127,9 @@ class GradientFlow(ShownAsText):
 
         The 4 % are for what gradient descent at a small but finite rate differs from its limit, as long as the rate
         stays below 2 over the largest curvature of the loss: a larger one is unstable and takes another way. Of an
-        optimiser's own steps, all taken one by one, it is half a step, as there is no loss in between. Where others
-        were taken and the loss rose by more than 5 % on the way, the time since then is added: from there on runs part
-        that differ in the last digit.
+        optimiser's own steps, all taken one by one, it is half a step, as there is no loss in between. If at most nine
+        tenths were, and the loss rose by more than 5 % on the way, the time since then is added: from there on runs
+        part that differ in the last digit.
 
         Args and Raises as `time_to`.
         """
@@ -191,8 +191,8 @@ class GradientFlow(ShownAsText):
 
 
 def _rise(flow: GradientFlow) -> float:
-    """The first step of an optimiser at which the loss is well above before; inf if never, or if all are own."""
-    if not flow.optimizer or flow.own == flow.time[-1]:
+    """The first step of an optimiser at which the loss is well above before; inf if never, and for a training."""
+    if not flow.optimizer or flow.own > TRAINED * flow.time[-1]:
         return math.inf
     losses = flow(np.arange(flow.time[-1] + 1))
     lowest = np.minimum.accumulate(losses)
