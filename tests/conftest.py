@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_precision() -> Iterator[None]:
+    """JAX's precision after a test is what it was before, also where the test runs a command or a page that sets it."""
+    before = double_precision()
+    yield
+    if double_precision() != before:
+        sys.modules["jax"].config.update("jax_enable_x64", before)
+
+
+def double_precision() -> bool:
+    """Whether JAX computes in double precision; without importing it, which takes a second."""
+    return "jax" in sys.modules and bool(sys.modules["jax"].config.jax_enable_x64)
 
 
 @pytest.fixture(scope="module", autouse=True)

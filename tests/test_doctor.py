@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,6 @@ from kpflow_dyn.cli._app import app
 
 PACKAGES = Path(kp.__file__).parents[1]
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-
-
-@pytest.fixture(autouse=True)
-def as_it_was() -> Iterator[None]:
-    """The command leaves double precision on in JAX."""
-    import jax
-
-    before = jax.config.jax_enable_x64
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 def run(*options: str):

@@ -13,15 +13,9 @@ from torch import Tensor, nn
 
 import kpflow_dyn as kp
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 GRID = [0.0, 0.5, 1.0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 class Field(nn.Module):

@@ -22,6 +22,8 @@ from kpflow_dyn._problems.measure import gauss_points, trapezoid
 from kpflow_dyn._problems.steps import AcceptedSteps, Tableau, hermite
 from kpflow_dyn._torch.torchdiffeq_library import method_named
 
+pytestmark = pytest.mark.usefixtures("x64")
+
 SOLVERS = import_module("torchdiffeq._impl.odeint").SOLVERS
 ADAPTIVE = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
 ADAMS = ["explicit_adams", "implicit_adams", "fixed_adams"]
@@ -35,14 +37,6 @@ def random(*shape: int) -> np.ndarray:
 W, U, START = random(8, 4)[:4], random(2, 4), random(12, 4)[8:11]
 GRID = np.linspace(0.0, 2.0, 11)
 BETWEEN = np.array([0.0, 0.03, 0.7, 1.234, 2.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
 
 
 class Field(nn.Module):
