@@ -294,6 +294,33 @@ def test_commands(tmp_path: Path) -> None:
     assert shown.exit_code == 2 and "no recorded steps" in shown.output
 
 
+@pytest.mark.parametrize("carry", [[], ["--carry-state"]])
+def test_a_session_of_trials_over_training(run: Path, tmp_path: Path, carry: list[str]) -> None:
+    """`track` takes --carry-state and --dtype as `analyze` does, and does not mix up what it knows of either."""
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1]], bool)
+    np.savez(tmp_path / "task.npz", inputs=X, targets=TARGETS, mask=mask)
+    call = ["track", str(run), "--task", str(tmp_path / "task.npz"), "--dtype", "float64", "--include-padding"]
+    assert CliRunner().invoke(app, call).exit_code == 0
+    shown = CliRunner().invoke(app, [*call, *carry])
+    assert shown.exit_code == 0, shown.output
+    found, recording = xr.load_dataset(run / "track" / "track.nc", engine="h5netcdf"), kp.Recorder.read(run)
+    assert found.attrs["found_start"] == ("the end of the trial before" if carry else "zeros")
+    for place, step in enumerate(STEPS):
+        cell, readout = recording.load(step, make_cell()), recording.load(step, make_readout(), part="readout")
+        z, rows = torch.zeros(3).double(), []
+        for x, length in zip(torch.from_numpy(X), (2, 4), strict=True):
+            z = z.detach() if carry else torch.zeros(3).double()
+            states = [z := cell(u, z) for u in x]
+            z, rows = states[length - 1], [*rows, *states]
+        states, theta = torch.stack(rows), tuple(cell.parameters())
+        gradients = [torch.autograd.grad(value, theta, retain_graph=True) for value in states.reshape(-1)]
+        J = torch.stack([torch.cat([part.reshape(-1) for part in row]) for row in gradients]).numpy()
+        rank = found.effective_rank.sel(operator="NTK", kind="full")[place]
+        assert float(rank) == pytest.approx(effective_rank(J @ J.T), rel=1e-6)
+        missed = (readout(states).detach().numpy() - TARGETS.reshape(-1, 2))[mask.reshape(-1)]
+        assert float(found.loss[place]) == pytest.approx((missed**2).mean())
+
+
 def test_operators_of_what_counts(run: Path, tmp_path: Path) -> None:
     mask = np.array([[1, 1, 0, 0], [1, 0, 1, 1]], bool)
     flows = [kp.linearize(kp.solve(kp.DiscreteProblem(c, torch.from_numpy(X)))) for c in cells(run)]

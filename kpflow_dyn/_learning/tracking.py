@@ -43,11 +43,11 @@ READOUT = "readout"  # the part of a recording that is one
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step of training: a digest of its parameters, how to get model and readout, the loss noted with them."""
+    """A step of training: a digest of its parameters, how to get problem and readout, the loss noted with them."""
 
     step: int
     digest: str
-    load: Callable[[], tuple[Any, Any]]
+    load: Callable[[], tuple[Problem, Any]]
     recorded_loss: float = math.nan
 
 
@@ -112,14 +112,10 @@ def track(
     >>> found.alignment_first.sel(operator="NTK").values.round(4)
     array([1., 1.])
     """
-    return track_checkpoints(
-        _loaded(make_model, make_readout, checkpoints),
-        x,
-        Settings(samples, seed, _numpy(targets), _numpy(mask), loss, all_steps),
-        pose,
-        None if out is None else Path(out),
-        progress,
-    )
+    settings = Settings(samples, seed, _numpy(targets), _numpy(mask), loss, all_steps)
+    found = _loaded(make_model, make_readout, lambda model: pose(model, x), checkpoints)
+    posed = f"{getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
+    return track_checkpoints(found, x, settings, posed, None if out is None else Path(out), progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,17 +148,17 @@ def track_checkpoints(
     checkpoints: list[Checkpoint],
     x: Array,
     settings: Settings,
-    pose: Callable[[Any, Array], Problem],
+    posed: str,
     out: Path | None,
     progress: bool,
 ) -> xr.Dataset:
-    """`track`, of checkpoints that know how to load themselves."""
+    """`track`, of checkpoints that know how to load themselves; `posed` says how they become problems."""
     import xarray as xr
 
     if not checkpoints:
         raise ValueError("no checkpoints to track")
-    linearised = partial(_linearised, x=x, pose=pose, places=settings.places)
-    shared = _shared(checkpoints, x, pose, settings)
+    linearised = partial(_linearised, places=settings.places)
+    shared = _shared(checkpoints, x, posed, settings)
     ends: dict[int, Flow] = {}
     found = []
     with counting("checkpoints", len(checkpoints), 0, show=progress) as count:
@@ -178,24 +174,28 @@ def track_checkpoints(
             found.append(numbers)
             count.landed(time.perf_counter() - start)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    said = {**_said_of(checkpoints[0], x, pose, settings), **_said_of_steps(settings)}
+    said = {**_said_of(checkpoints[0], x, settings), **_said_of_steps(settings)}
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
 
 
-def _said_of(first: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], settings: Settings) -> dict[str, Any]:
+def _said_of(first: Checkpoint, x: Array, settings: Settings) -> dict[str, Any]:
     """Model, trials, settings and versions, as attributes."""
-    problem = pose(first.load()[0], x)
+    problem, _readout = first.load()
     loss = {} if settings.loss is None else {"loss": str(getattr(settings.loss, "__name__", settings.loss))}
     return {
-        "model": problem.backend.models.describe(problem if isinstance(problem, ImplicitProblem) else problem.model),
+        "model": _described(problem),
         "trials": len(x),
         **loss,
         "samples": "exact" if settings.samples is None else settings.samples,
         "seed": settings.seed,
         **versions_behind(problem),
     }
+
+
+def _described(problem: Problem) -> str:
+    return problem.backend.models.describe(problem if isinstance(problem, ImplicitProblem) else problem.model)
 
 
 def _said_of_steps(settings: Settings) -> dict[str, str]:
@@ -206,31 +206,37 @@ def _said_of_steps(settings: Settings) -> dict[str, str]:
 # Checkpoints
 
 
-def _loaded(make_model: Callable, make_readout: Callable | None, checkpoints: Any) -> list[Checkpoint]:
+def _loaded(
+    make_model: Callable, make_readout: Callable | None, pose: Callable[[Any], Problem], checkpoints: Any
+) -> list[Checkpoint]:
     if isinstance(checkpoints, Mapping):
         return [
-            Checkpoint(int(step), digest_of(values.items()), partial(_from_values, make_model, values))
+            Checkpoint(int(step), digest_of(values.items()), partial(_from_values, make_model, pose, values))
             for step, values in sorted(checkpoints.items())
         ]
     run = checkpoints if isinstance(checkpoints, Recording) else Recorder.read(checkpoints)
-    return recorded(run, partial(_from_run, run, make_model, make_readout))
+    return recorded(run, partial(_from_run, run, make_model, make_readout, pose))
 
 
-def recorded(run: Recording, load: Callable[[int], tuple[Any, Any]]) -> list[Checkpoint]:
-    """All steps of a recording; `load` gives the model and the readout at one."""
+def recorded(run: Recording, load: Callable[[int], tuple[Problem, Any]]) -> list[Checkpoint]:
+    """All steps of a recording; `load` gives the problem and the readout at one."""
     return [
         Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step), run.loss(step))
         for step in run.steps.tolist()
     ]
 
 
-def _from_values(make_model: Callable, values: Mapping[str, Any]) -> tuple[Any, None]:
-    return with_values(make_model(), {name: to_numpy(value) for name, value in values.items()}), None
+def _from_values(
+    make_model: Callable, pose: Callable[[Any], Problem], values: Mapping[str, Any]
+) -> tuple[Problem, None]:
+    return pose(with_values(make_model(), {name: to_numpy(value) for name, value in values.items()})), None
 
 
-def _from_run(run: Recording, make_model: Callable, make_readout: Callable | None, step: int) -> tuple[Any, Any]:
+def _from_run(
+    run: Recording, make_model: Callable, make_readout: Callable | None, pose: Callable[[Any], Problem], step: int
+) -> tuple[Problem, Any]:
     readout = None if make_readout is None else run.load(step, make_readout(), part=READOUT)
-    return run.load(step, make_model()), readout
+    return pose(run.load(step, make_model())), readout
 
 
 def _numpy(array: Any) -> np.ndarray | None:
@@ -250,11 +256,9 @@ def digest_of(named: Iterable[tuple[str, Any]]) -> str:
 # Numbers of one checkpoint
 
 
-def _linearised(
-    checkpoint: Checkpoint, x: Array, pose: Callable[[Any, Array], Problem], places: np.ndarray | None
-) -> tuple[Flow, Any]:
-    model, readout = checkpoint.load()
-    flow = linearize(solve(pose(model, x)))
+def _linearised(checkpoint: Checkpoint, places: np.ndarray | None) -> tuple[Flow, Any]:
+    problem, readout = checkpoint.load()
+    flow = linearize(solve(problem))
     return flow if places is None else flow.where(places), readout
 
 
@@ -333,12 +337,12 @@ def target_components(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # What is known already
 
 
-def _shared(checkpoints: list[Checkpoint], x: Array, pose: Any, settings: Settings) -> list[Any]:
+def _shared(checkpoints: list[Checkpoint], x: Array, posed: str, settings: Settings) -> list[Any]:
     """What all numbers depend on: both ends, the kind of model and readout, the inputs, the settings, the version."""
     arrays = {"x": x, "targets": settings.targets, "mask": settings.mask}
     of_arrays = digest_of((name, array) for name, array in arrays.items() if array is not None)
-    kind = f"{checkpoints[0].load()} {getattr(pose, '__module__', '')}.{getattr(pose, '__qualname__', pose)}"
-    kind = re.sub(r" at 0x[0-9a-f]+", "", kind)  # of functions, others in each process
+    problem, readout = checkpoints[0].load()
+    kind = re.sub(r" at 0x[0-9a-f]+", "", f"{_described(problem)} {readout} {posed}")  # of functions, others each time
     ends = [checkpoints[0].digest, checkpoints[-1].digest]
     chosen = [str(settings.loss), settings.samples, settings.seed, settings.all_steps]
     return [*ends, kind, of_arrays, *chosen, kpflow_dyn.__version__]

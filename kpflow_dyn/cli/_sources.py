@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +63,7 @@ def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoin
     require_machine(4 * trials * times * network.cell.hidden_size, f"states of {trials} trials", advice)
     if source.dtype is not None:
         network.cell.double() if source.dtype == "float64" else network.cell.float()
-    return network, data
+    return _with_start(network, source), data
 
 
 def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem | StaticProblem, TaskData | None]:
@@ -81,7 +81,7 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     data = None if source.task is None else _inputs(source, seed)
     array = _read_inputs(source.x, source.trials) if data is None else data.inputs
     module = module_from(str(source.module))
-    network = load_checkpoint(source.checkpoint, module, key=source.key)
+    network = _with_start(load_checkpoint(source.checkpoint, module, key=source.key), source)
     cell = network.cell if source.dtype is None else cast(network.cell, source.dtype)
     names = [None if given is None else given.replace(" ", "").split(",") for given in (source.state, source.axes)]
     problem = problem_of(cell, array, *names)
@@ -90,10 +90,15 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     return network, problem, data if isinstance(problem, DiscreteProblem) else None
 
 
-def attributes_of(network: Checkpoint, carries: bool | None = None) -> dict[str, str]:
+def _with_start(network: Checkpoint, source: Network) -> Checkpoint:
+    """The network, which says where its trials start if that is not what the file has."""
+    carried = {"start": "the end of the trial before"} if source.carry_state else {}
+    return replace(network, found={**network.found, **carried})
+
+
+def attributes_of(network: Checkpoint) -> dict[str, str]:
     """What was found in the file and what was assumed, as attributes of the results."""
-    found = dict(network.found) | ({"start": "the end of the trial before"} if carries else {})
-    return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in found.items() if words}
+    return {f"{FOUND}{subject.replace(' ', '_')}": words for subject, words in network.found.items() if words}
 
 
 def as_found(file: str, found: Mapping[str, str]) -> list[str]:

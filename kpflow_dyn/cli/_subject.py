@@ -86,7 +86,7 @@ def _network_on_task(source: Network, seed: int, loss: str | None) -> Subject:
         "task": data.name,
         **said_of_options(source),
         "learning": said,
-    } | attributes_of(network, source.carry_state)
+    } | attributes_of(network)
     problem = posed(network, data, source.carry_state)
     return Subject(problem, data, readout, attributes, in_checkpoint(source, network, data))
 
@@ -101,5 +101,5 @@ def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Subjec
         "code": str(source.module),
         **said_of_options(source),
         "learning": "nothing is said, as a module of your own comes without a readout",
-    } | attributes_of(network, source.carry_state)
+    } | attributes_of(network)
     return Subject(problem, data, None, attributes, in_checkpoint(source, network, data))

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._checkpoint import Checkpoint
     from kpflow_dyn._flows.flow import Flow
     from kpflow_dyn._learning.comparison import Comparison
+    from kpflow_dyn._problems.problems import DiscreteProblem
     from kpflow_dyn.tasks import TaskData
 
 COMPARISON_FILES = {*(f"comparison.{kind}" for kind in ("json", "nc", "png", "txt")), "index.html", PAGE}
@@ -53,7 +54,9 @@ def track(
     seed: given.Seed = 0,
     samples: given.Samples = 60,
     all_steps: given.AllSteps = False,
+    carry_state: given.CarryState = False,
     loss: given.LossOfTask = None,
+    dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: Annotated[
         Path | None, given.of_output(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
@@ -70,8 +73,8 @@ def track(
         given.check_learning(loss)
         limit_threads(threads)
         out = run_dir / "track" if out is None else out
-        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, key=key, alpha=alpha)
-        source = dataclasses.replace(source, task_options=given.task_options(task_option))
+        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
+        source = dataclasses.replace(source, task_options=given.task_options(task_option), carry_state=carry_state)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             dataset, said = _tracked(source, seed, samples, loss, all_steps, out)
@@ -243,9 +246,9 @@ def _tracked(
     # The task tells the nonlinearity of a network that has learnt it, and one network has one.
     source = dataclasses.replace(source, nonlinearity=getattr(last.cell, "nonlinearity", None))
 
-    def at(step: int) -> tuple[Any, Any]:
-        network, _ = load(dataclasses.replace(source, checkpoint=run.file(step)), seed)
-        return network.cell, network.readout
+    def at(step: int) -> tuple[DiscreteProblem, Any]:
+        network, data = load(dataclasses.replace(source, checkpoint=run.file(step)), seed)
+        return posed(network, data, source.carry_state), network.readout
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
     known = first.readout is not None and data.targets is not None
@@ -253,7 +256,8 @@ def _tracked(
     if layer is not None and loss is None:
         loss = loss_of_task(data, (*data.inputs.shape[:2], layer.out_features))
     settings = Settings(samples, seed, data.targets if known else None, data.mask, loss, all_steps)
-    found = track_checkpoints(recorded(run, at), posed(first, data).x, settings, kp.DiscreteProblem, out, True)
+    starts = "carried" if source.carry_state else "apart"
+    found = track_checkpoints(recorded(run, at), posed(first, data).x, settings, f"trials {starts}", out, True)
     title = f"{last.model.upper()} of {last.cell.hidden_size} units over {len(run.steps)} checkpoints on {data.name}"
     about = {
         "title": title,
