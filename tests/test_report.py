@@ -168,18 +168,31 @@ def test_findings_say_what_the_figures_show(dataset: xr.Dataset, track: xr.Datas
     charts = {chart.name: chart for chart in page_of(dataset).charts}
     share = dataset.temporal_eigenvalue.values / dataset.temporal_eigenvalue.values.sum()
     assert f"Temporal mode 1 carries {100 * share[0]:.2g}%, mode 2 carries {100 * share[1]:.2g}%" in (
-        charts["temporal_modes"].finding
+        charts["temporal_modes"].said()
     )
     rank = float(dataset.temporal_effective_rank)
     (said,) = [text for text in page_of(dataset).lead if "participation ratio" in text]
     assert f"first pattern in time carries {100 * share[0]:.2g}%" in said and f"ratio {rank:.3g} of 5" in said
     assert (
-        page_of(sweep).charts[0].finding
+        page_of(sweep).charts[0].said()
         == "The mean of rank is least at units = 4 (5.67) and largest at units = 16 (24.5)."
     )
-    assert "at step 0" in page_of(track).charts[0].finding
+    assert "NTK: the full effective rank goes from" in page_of(track).charts[0].said()
     for found in (dataset, track, sweep):
-        assert all(chart.finding for chart in page_of(found).charts)
+        assert all(chart.said(*view) for chart in page_of(found).charts for view in chart.views)
+
+
+def test_findings_follow_the_view(track: xr.Dataset, sweep: xr.Dataset) -> None:
+    lines, maps, multiples = page_of(sweep).charts
+    assert lines.choices[1].options == ("units", "g", "seed")
+    assert lines.said(0, 1) == "The mean of rank is least at g = 1 (9.83) and largest at g = 2 (21.2)."
+    assert f"The mean of {EVIL} is" in lines.said(1, 0) and f"The mean of {EVIL} is" in multiples.said(1, 0)
+    assert "at seed = 1 and units = 16 (25)" in maps.said(0, maps.choices[1].options.index("seed and units"))
+    charts = {chart.name: chart for chart in page_of(track).charts}
+    last = track.alignment_last.sel(operator="K")[0]
+    assert f"Alignment with the last checkpoint at the first one: K {float(last):.3g}" in charts["alignments"].said(1)
+    assert "NTK: the temporal effective rank" in charts["ranks"].said(1)
+    assert "Its alignment with the kernel goes from" in charts["target"].said(1)
 
 
 def test_one_line_says_what_it_is_of(dataset: xr.Dataset, sweep: xr.Dataset) -> None:
@@ -374,12 +387,50 @@ def test_files_hold_the_numbers_that_are_shown(dataset: xr.Dataset, sweep: xr.Da
         assert header[2] == EVIL
 
 
+TICKS = ".//*[@class='ytick']/{http://www.w3.org/2000/svg}text"
+
+
+@needs_chromium
+def test_a_picture_shows_what_the_reader_sees(sweep: xr.Dataset, tmp_path: Path) -> None:
+    """The part that was zoomed to and the lines that are not hidden, also in the other look; another view is whole."""
+    write_report(sweep, tmp_path / "page.html")
+    with opened(tmp_path / "page.html", 1280) as (tab, complaints):
+
+        def ticks() -> list[float]:
+            drawing = ElementTree.fromstring(saved(tab, "#lines [data-kind=svg]")[1])
+            return [float(one.text or "nan") for one in drawing.findall(TICKS)]
+
+        whole, rows = ticks(), len(table(saved(tab, "#lines [data-kind=csv]")[1]))
+        finding = tab.inner_text("#lines .finding")
+        tab.locator("#lines .nsewdrag").scroll_into_view_if_needed()
+        area = tab.locator("#lines .nsewdrag").bounding_box()
+        assert area
+        x, y = area["x"] + 5, area["y"] + area["height"] / 2
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(x + area["width"] / 2, y + 60, steps=5)
+        tab.mouse.up()
+        zoomed = ticks()
+        assert max(zoomed) - min(zoomed) < (max(whole) - min(whole)) / 2
+        tab.click("#look")
+        assert ticks() == zoomed and len(table(saved(tab, "#lines [data-kind=csv]")[1])) == rows
+        tab.click("#lines .legendtoggle >> nth=0")
+        tab.wait_for_function("document.querySelector('#lines .plot').data[0].visible === 'legendonly'")
+        drawing = saved(tab, "#lines [data-kind=svg]")[1]
+        assert drawing.count(b'class="trace scatter') == 1
+        assert tab.inner_text("#lines .finding") == finding
+        tab.select_option("#lines select >> nth=1", label="seed")
+        assert "at seed = " in tab.inner_text("#lines .finding")
+        tab.select_option("#lines select >> nth=1", label="units")
+        assert ticks() == whole and complaints == []
+
+
 def test_a_comparison_under_a_loss_says_of_what_its_kernel_is(comparison: xr.Dataset) -> None:
     page = page_of(comparison)
     labels = [row[0] for table in page.tables for row in table.rows]
     for number in ("Effective rank", "Alignment"):
         assert f"{number} of NTK of the outputs, under the loss" in labels and f"{number} of K" in labels
-    assert "Most of the NTK of the outputs, under the loss, lies in" in page.charts[0].finding
+    assert "Most of the NTK of the outputs, under the loss, lies in" in page.charts[0].said()
 
 
 def test_a_loss_that_is_never_halved() -> None:
@@ -405,7 +456,7 @@ def test_labels_tell_the_values_of_an_axis_apart(near: xr.Dataset) -> None:
     charts = {chart.name: chart for chart in page_of(near).charts}
     trace = charts["maps"].views[0, 0].data[0]
     assert list(trace.x) == [f"{value:.6g}" for value in NEAR] and list(trace.y) == [f"{value:.10g}" for value in FAR]
-    assert "series = 1.00003" in charts["lines"].finding and "panel = 1000000003" in charts["maps"].finding
+    assert "series = 1.00003" in charts["lines"].said() and "panel = 1000000003" in charts["maps"].said()
     layout = charts["multiples"].views[0, 0].layout
     assert [layout[f"xaxis{i}"].title.text for i in (1, 2, 3)] == [f"panel = {value:.10g}" for value in FAR]
 

@@ -40,11 +40,19 @@ class Chart:
     views: Mapping[tuple[int, ...], Any]  # plotly figures, by the numbers of the options chosen, (0, 2)
     choices: tuple[Choice, ...] = ()
     height: int = 380  # in pixels
-    finding: str = ""  # what it shows here, in a sentence or two: also for those who cannot see it
+    finding: str | Mapping[tuple[int, ...], str] = ""
+    """What it shows here, in a sentence or two, in all views or by view: also for those who cannot see it."""
+
+    def said(self, *view: int) -> str:
+        """What a view shows, the first one by default."""
+        return self.finding if isinstance(self.finding, str) else self.finding[view or next(iter(self.views))]
 
     def to_json(self) -> str:
-        """The views for the page's script: JSON that may stand inside of a script element."""
-        views = {",".join(map(str, key)): json.loads(view.to_json()) for key, view in self.views.items()}
+        """The views for the page's script, each with its finding: JSON that may stand inside of a script element."""
+        views = {
+            ",".join(map(str, key)): json.loads(view.to_json()) | {"finding": self.said(*key)}
+            for key, view in self.views.items()
+        }
         return json.dumps(views, separators=(",", ":")).replace("<", "\\u003c")
 
 

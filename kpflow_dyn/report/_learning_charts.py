@@ -224,6 +224,7 @@ def _predicted(dataset: xr.Dataset) -> Chart:
     choices = (Choice("Trained by", tuple(road.name for road in roads)),) if len(roads) > 1 else ()
     choices += (Choice("Loss", ("relative to the part's loss now", "relative to the whole loss now")),)
     drawn = views(view, roads, (False, True))
+    said = views(lambda road, _: _order(dataset) if road is KERNEL else _by_optimizer(dataset), roads, (False, True))
     return Chart(
         "predicted_loss",
         "What will be learnt, and when",
@@ -232,7 +233,7 @@ def _predicted(dataset: xr.Dataset) -> Chart:
         "reach or needs slow directions; one that rises is disturbed by the learning of other parts.",
         drawn if len(roads) > 1 else {key[1:]: one for key, one in drawn.items()},
         choices,
-        finding=_by_optimizer(dataset) if _has_optimizer(dataset) else _order(dataset),  # of what is shown first
+        finding=said if len(roads) > 1 else _order(dataset),
     )
 
 
@@ -262,6 +263,8 @@ def _reach(dataset: xr.Dataset) -> Chart:
     time, units = numbers(dataset.time.values), dataset.time.attrs.get("units")
     when = {"title": {"text": f"Time ({units})" if units else "Time"}}
 
+    shown = "map", "times", "trials"
+
     def view(part: int, how: str) -> Any:
         z = dataset.part_reach.values[part]
         if how == "map":
@@ -285,23 +288,26 @@ def _reach(dataset: xr.Dataset) -> Chart:
         "How fast one step of gradient descent on a part moves the outputs along its error e, at each trial and time, "
         "over the learning rate and |e|²: the sum is <e, NTK e> / |e|². Pale: hardly anything is learnt there. "
         "Negative: the step makes the error larger there.",
-        views(view, range(parts), ("map", "times", "trials")),
+        views(view, range(parts), shown),
         (
             Choice("Part", tuple(str(name) for name in dataset.part.values)),
             Choice("Show", ("trials and times", "sum over trials", "sum over times")),
         ),
-        finding=_fastest(dataset),
+        finding=views(lambda part, _: _fastest(dataset, part), range(parts), shown),
     )
 
 
-def _fastest(dataset: xr.Dataset) -> str:
-    """Where the whole is learnt fastest, and how much is undone elsewhere."""
-    speed, units = dataset.part_reach.values[0], dataset.time.attrs.get("units", "")
+def _fastest(dataset: xr.Dataset, part: int) -> str:
+    """Where a part is learnt fastest, and how much is undone elsewhere."""
+    speed, units = dataset.part_reach.values[part], dataset.time.attrs.get("units", "")
+    if not np.isfinite(speed).any():
+        return f"How fast a step on {dataset.part.values[part]} is, is not known: it has no error."
     trial, time = np.unravel_index(np.nanargmax(speed), speed.shape)
-    better, worse = (np.nansum(part(speed, 0)) for part in (np.maximum, np.minimum))
+    better, worse = (np.nansum(side(speed, 0)) for side in (np.maximum, np.minimum))
     when = f"{float(dataset.time[time]):.4g} {units}".strip()
+    fastest = f"fastest at time {when} of trial {trial} ({short(speed[trial, time])})"
     return (
-        f"A step on {dataset.part.values[0]} is fastest at time {when} of trial {trial} ({short(speed[trial, time])}). "
+        f"A step on {dataset.part.values[part]} is {fastest}. "
         f"Over all trials and times the speeds add up to {short(better + worse)}: {short(better)} where the error "
         f"shrinks and {short(worse)} where it grows."
     )

@@ -81,7 +81,7 @@ def _lines(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         + (f"; {most} of {dataset.status.size} are shown." if dataset.status.size > most else "."),
         views(view, names, axes),
         (_quantity(names), Choice("Against", tuple(axes))),
-        finding=_ends(dataset, names[0], axes[0]),
+        finding=views(lambda name, axis: _ends(dataset, name, axis), names, axes),
     )
 
 
@@ -124,7 +124,7 @@ def _maps(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         "The mean over all other axes. A field without colour has no number.",
         views(view, names, pairs),
         (_quantity(names), Choice("Over", tuple(f"{x} and {y}" for x, y in pairs))),
-        finding=_highest(dataset, names[0], *pairs[0]),
+        finding=views(lambda name, pair: _highest(dataset, name, *pair), names, pairs),
     )
 
 
@@ -155,7 +155,7 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
         views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,
-        _ends(dataset, names[0], pairs[0][1]),
+        views(lambda name, pair: _ends(dataset, name, pair[1]), names, pairs),
     )
 
 
@@ -209,7 +209,7 @@ def _scatter(dataset: xr.Dataset, names: list[str]) -> Chart:
         "A dot for each point, with bars of two standard errors where they are known.",
         views(view, names, arguments),
         (_quantity(names), Choice("Against", tuple(arguments))),
-        finding=_span(dataset, names[0]),
+        finding=views(lambda name, _argument: _span(dataset, name), names, arguments),
     )
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 TARGET = {
-    "learnt": ("how much is learnt", "Learnt part of c", None),
-    "alignment": ("alignment with the kernel", "cos(c, NTK c)", None),
-    "rayleigh": ("speed of learning", "<c, NTK c> / <c, c>", "log"),
+    "learnt": ("how much is learnt", "Learnt part of c", None, "How much of it is learnt"),
+    "alignment": ("alignment with the kernel", "cos(c, NTK c)", None, "Its alignment with the kernel"),
+    "rayleigh": ("speed of learning", "<c, NTK c> / <c, c>", "log", "How fast the kernel moves the outputs along it"),
 }
 
 
@@ -34,10 +34,13 @@ def _ranks(dataset: xr.Dataset) -> Chart:
         "directions carry most of each. Bars are two standard errors.",
         views(lambda kind: _by_operator(dataset, "effective_rank", f"Effective {kind} rank", kind=kind), kinds),
         (Choice("Rank", tuple(kinds)),),
-        finding=_from_to(
-            dataset, "NTK: the full effective rank", dataset.effective_rank.sel(operator="NTK", kind="full")
-        ),
+        finding=views(lambda kind: _rank_from_to(dataset, kind), kinds),
     )
+
+
+def _rank_from_to(dataset: xr.Dataset, kind: str) -> str:
+    rank = dataset.effective_rank.sel(operator="NTK", kind=kind)
+    return _from_to(dataset, f"NTK: the {kind} effective rank", rank)
 
 
 def _from_to(dataset: xr.Dataset, what: str, values: xr.DataArray) -> str:
@@ -47,7 +50,6 @@ def _from_to(dataset: xr.Dataset, what: str, values: xr.DataArray) -> str:
 
 
 def _alignments(dataset: xr.Dataset) -> Chart:
-    last = dataset.alignment_first.isel(step=-1)
     return Chart(
         "alignments",
         "How far the operators turn",
@@ -55,10 +57,16 @@ def _alignments(dataset: xr.Dataset) -> Chart:
         "directions (lazy), small where it makes new ones (feature learning).",
         views(lambda end: _by_operator(dataset, f"alignment_{end}", f"Alignment with the {end} checkpoint"), _ENDS),
         (Choice("Compared with", tuple(f"the {end} checkpoint" for end in _ENDS)),),
-        finding="Alignment with the first checkpoint at the last one: "
-        + ", ".join(f"{name} {short(float(last.sel(operator=name)))}" for name in dataset.operator.values)
-        + ".",
+        finding=views(lambda end: _across(dataset, end), _ENDS),
     )
+
+
+def _across(dataset: xr.Dataset, end: str) -> str:
+    """How alike the first and the last checkpoint are."""
+    other = "last" if end == "first" else "first"
+    across = dataset[f"alignment_{end}"].isel(step=-1 if end == "first" else 0)
+    each = [f"{name} {short(float(across.sel(operator=name)))}" for name in dataset.operator.values]
+    return f"Alignment with the {end} checkpoint at the {other} one: {', '.join(each)}."
 
 
 def _loss(dataset: xr.Dataset) -> Chart:
@@ -87,7 +95,7 @@ def _target(dataset: xr.Dataset) -> Chart:
     count = min(len(shares), 8)
 
     def view(name: str) -> Any:
-        _, label, kind = TARGET[name]
+        _, label, kind, _ = TARGET[name]
         values = dataset[f"component_{name}"].transpose("step", "component").values
         traces = [
             line(dataset.step.values, values[:, i], f"{i + 1} ({percent(shares[i])})", i, mode="lines+markers")
@@ -95,15 +103,17 @@ def _target(dataset: xr.Dataset) -> Chart:
         ]
         return figure(traces, **_axes(label, kind))
 
+    def said(name: str) -> str:
+        return _from_to(dataset, TARGET[name][3], dataset[f"component_{name}"].isel(component=0))
+
     return Chart(
         "target",
         "Components of the target",
         "How much is learnt of each component c of the target, given with its share of it, and how fast the kernel "
         "moves the outputs along it: a component in slow directions is learnt late.",
         views(view, TARGET),
-        (Choice("Show", tuple(text for text, _, _ in TARGET.values())),),
-        finding=f"Component 1 has {percent(shares[0])} of the target. "
-        + _from_to(dataset, "How much of it is learnt", dataset.component_learnt.isel(component=0)),
+        (Choice("Show", tuple(text for text, *_ in TARGET.values())),),
+        finding=views(lambda name: f"Component 1 has {percent(shares[0])} of the target. {said(name)}", TARGET),
     )
 
 

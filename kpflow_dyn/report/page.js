@@ -26,8 +26,19 @@
   const panelsOf = (view) => Object.keys(view.layout).filter((name) => /^xaxis\d*$/.test(name)).length;
   const leastWidth = (view) => (panelsOf(view) > 1 ? panelsOf(view) * PANEL : 0);
 
-  // A view as it looks now: the page's colours, in the place of what the view leaves open.
-  const dressed = (view, least, width, narrow) => {
+  const isAxis = (name) => /^[xy]axis\d*$/.test(name);
+  const ALL = { axes: {}, visible: [] };
+  // What the reader sees of the view in a plot: the ranges zoomed to, by axis, and which traces are hidden.
+  const seenIn = ({ layout, data }) => ({
+    axes: Object.fromEntries(
+      Object.entries(layout).filter(([name, { range, autorange }]) => isAxis(name) && range && autorange === false)
+        .map(([name, { range }]) => [name, { range: [...range], autorange: false }]),
+    ),
+    visible: data.map((trace) => trace.visible),
+  });
+
+  // A view as it looks now: the page's colours in the place of what the view leaves open, and the part that is seen.
+  const dressed = (view, seen, least, width, narrow) => {
     const size = narrow ? 12 : 13;
     const series = colorway[root.dataset.look];
     const axis = (own) => ({
@@ -43,9 +54,10 @@
       hoverlabel: { bgcolor: color("--page"), bordercolor: color("--line"), font: { color: color("--text") } },
     };
     for (const name of Object.keys(view.layout).concat("xaxis", "yaxis")) {
-      if (/^[xy]axis\d*$/.test(name)) layout[name] = axis(view.layout[name]);
+      if (isAxis(name)) layout[name] = { ...axis(view.layout[name]), ...seen.axes[name] };
     }
-    const data = view.data.map((trace) => {
+    const data = view.data.map((original, number) => {
+      const trace = { ...original, visible: seen.visible[number] ?? true };
       const meta = trace.meta || {};
       if (meta.scale) {
         const bar = { ...trace.colorbar, thickness: narrow ? 8 : 12, outlinewidth: 0 };
@@ -67,9 +79,9 @@
     return made;
   };
 
-  const pictureOf = (view, least, kind) => {
+  const pictureOf = (view, seen, least, kind) => {
     const width = Math.max(SAVED, leastWidth(view));
-    const { data, layout } = inLook("light", () => dressed(view, least, width, false));
+    const { data, layout } = inLook("light", () => dressed(view, seen, least, width, false));
     Object.assign(layout, { paper_bgcolor: "#fff", plot_bgcolor: "#fff" });
     layout.font.family = "Arial, Helvetica, sans-serif";
     return Plotly.toImage({ data, layout }, { format: kind, width, height: layout.height, scale: kind === "png" ? 2 : 1 });
@@ -111,6 +123,7 @@
     const choices = [...element.querySelectorAll("select")];
     const target = element.querySelector(".plot");
     const numbers = element.querySelector(".numbers");
+    const finding = element.querySelector(".finding");
     const least = Number(element.dataset.height);
     const title = element.querySelector("h3").textContent;
     const viewNow = () => views[choices.map((choice) => choice.value).join(",")];
@@ -129,14 +142,18 @@
       area.append(...tableOf(rowsOf(viewNow(), 5)));
     };
 
+    let drawn = null; // the view that the plot shows
     const draw = (width) => {
       const view = viewNow();
+      const seen = view === drawn ? seenIn(target) : ALL;
+      drawn = view;
+      if (finding && finding.textContent !== view.finding) finding.textContent = view.finding;
       target.style.minWidth = `${leastWidth(view)}px`;
       const frame = target.parentElement;
       if (leastWidth(view) > frame.clientWidth) frame.tabIndex = 0; // it scrolls, by arrow keys too
       else frame.removeAttribute("tabindex");
       const narrow = !width && element.clientWidth < NARROW;
-      const { data, layout } = dressed(view, width ? LOWER * least : least, width || target.clientWidth, narrow);
+      const { data, layout } = dressed(view, seen, width ? LOWER * least : least, width || target.clientWidth, narrow);
       if (width) layout.width = width;
       const config = {
         responsive: true, displaylogo: false, displayModeBar: narrow ? false : "hover",
@@ -149,8 +166,8 @@
 
     const files = {
       csv: () => URL.createObjectURL(new Blob([csvOf(rowsOf(viewNow(), 7))], { type: "text/csv" })),
-      png: () => pictureOf(viewNow(), least, "png"),
-      svg: () => pictureOf(viewNow(), least, "svg"),
+      png: () => pictureOf(viewNow(), seenIn(target), least, "png"),
+      svg: () => pictureOf(viewNow(), seenIn(target), least, "svg"),
     };
     for (const choice of choices) choice.addEventListener("change", () => draw());
     for (const button of element.querySelectorAll("[data-kind]")) {
