@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,9 @@ class Shown:
 
     def _repr_html_(self) -> str:
         title, rows = self._shown()
-        return f"<div><b>{html.escape(title)}</b><table>{''.join(map(_html, _few(rows)))}</table></div>"
+        parts = itertools.groupby(_few(rows), key=lambda row: isinstance(row, str))
+        shown = [_text(part) if of_text else _table(part) for of_text, part in parts]
+        return f"<div><b>{html.escape(title)}</b>{''.join(shown)}</div>"
 
 
 class ShownAsText(Shown):
@@ -169,11 +172,19 @@ def _cut(line: str) -> str:
     return line if len(line) <= COLUMNS else f"{line[: COLUMNS - 3]}..."
 
 
-def _html(row: Row) -> str:
-    if isinstance(row, str):
-        return f'<tr><td colspan="2" style="text-align: left"><pre>{html.escape(row)}</pre></td></tr>'
-    name, value = map(html.escape, row)
-    return f'<tr><th style="text-align: left">{name}</th><td style="text-align: left">{value}</td></tr>'
+def _text(lines: Iterable[Row]) -> str:
+    """One block, whose lines break between words; notebooks stripe the rows of a table."""
+    text = html.escape("\n".join(map(str, lines)))
+    return f'<pre style="margin: 0; white-space: pre-wrap; word-break: normal">{text}</pre>'
+
+
+def _table(rows: Iterable[Row]) -> str:
+    cells = "".join(
+        f'<tr><th style="text-align: left">{html.escape(name)}</th>'
+        f'<td style="text-align: left">{html.escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return f"<table>{cells}</table>"
 
 
 def _place(array: Any) -> str:

@@ -425,6 +425,36 @@ def test_a_picture_shows_what_the_reader_sees(sweep: xr.Dataset, tmp_path: Path)
         assert ticks() == whole and complaints == []
 
 
+CUT = """() => [...document.querySelectorAll('.plot')].flatMap((plot) => {
+  const frame = plot.querySelector('.main-svg').getBoundingClientRect();
+  return [...plot.querySelectorAll('.main-svg text')].filter((text) => {
+    const box = text.getBoundingClientRect();
+    const inside = box.left > frame.left - 1 && box.right < frame.right + 1 && box.bottom < frame.bottom + 1;
+    return box.width && !inside;
+  }).map((text) => text.textContent);
+})"""
+PAPER = 1009  # pixels, the height of A4 between margins of 1.5 cm
+
+
+@needs_chromium
+def test_a_page_on_paper(dataset: xr.Dataset, tmp_path: Path) -> None:
+    """Light, no text of a figure is cut off, and two figures fit on a page; the screen is then as before."""
+    write_report(dataset, tmp_path / "page.html")
+    with opened(tmp_path / "page.html", 1280, "dark") as (tab, complaints):
+        heights = "[...document.querySelectorAll('figure')].map((one) => one.getBoundingClientRect().height)"
+        screen = tab.evaluate(heights)
+        tab.emulate_media(media="print")
+        tab.set_viewport_size({"width": 680, "height": PAPER})
+        tab.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert tab.evaluate(CUT) == [] and max(tab.evaluate(heights)) < PAPER / 2
+        assert tab.evaluate("document.documentElement.dataset.look") == "light"
+        tab.emulate_media(media="screen")
+        tab.set_viewport_size({"width": 1280, "height": 800})
+        tab.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert tab.evaluate(heights) == screen and tab.evaluate(CUT) == []
+        assert tab.evaluate("document.documentElement.dataset.look") == "dark" and complaints == []
+
+
 def test_a_comparison_under_a_loss_says_of_what_its_kernel_is(comparison: xr.Dataset) -> None:
     page = page_of(comparison)
     labels = [row[0] for table in page.tables for row in table.rows]

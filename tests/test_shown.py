@@ -59,7 +59,9 @@ def check_text(found: Any) -> None:
     if isinstance(found, Shown):
         assert max(map(len, lines)) <= COLUMNS
         html = found._repr_html_()
-        assert html.count("<tr>") == len(lines) - 1 and "<script" not in html and "color" not in html
+        texts = re.findall("<pre [^>]*>(.*?)</pre>", html, re.DOTALL)
+        assert html.count("<tr>") + sum(len(text.split("\n")) for text in texts) == len(lines) - 1
+        assert "<script" not in html and "color" not in html
 
 
 def check_dataset(dataset: xr.Dataset, path: Path) -> None:
@@ -161,6 +163,16 @@ def test_text_is_cut_and_html_escaped() -> None:
     assert len(str(many).splitlines()) == 42
     html = few._repr_html_()
     assert "&lt;b&gt;Title" in html and "1 &lt; 2" in html and "a &amp; b" in html
+
+
+def test_lines_of_text_are_one_block_in_a_notebook() -> None:
+    """Rows of a table are striped there, so that a text in them has a frame around each line."""
+    rows = [("name", "value"), "error   rate", "a < b   0.5", ("next", "kp.obstacles")]
+    html = type("Mixed", (Shown,), {"_shown": lambda self: ("Title", rows)})()._repr_html_()
+    assert re.sub("<(pre|t[a-z]+) [^>]*>", r"<\1>", html) == (
+        "<div><b>Title</b><table><tr><th>name</th><td>value</td></tr></table>"
+        "<pre>error   rate\na &lt; b   0.5</pre><table><tr><th>next</th><td>kp.obstacles</td></tr></table></div>"
+    )
 
 
 def test_words_of_numbers_and_arrays() -> None:

@@ -5,7 +5,7 @@
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const SAVED = 760; // pixels: the width of saved pictures
   const PRINTED = 660; // and of pictures on paper, two of which fit on a page
-  const LOWER = 0.72;
+  const LOWER = 0.62;
   const NARROW = 480;
   const PANEL = 150; // the least width of one of several panels
   const ROWS = 20; // of the table below a figure
@@ -160,6 +160,7 @@
         modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
       };
       Plotly.react(target, data, layout, config);
+      if (width) Plotly.react(target, data, { ...layout }, config); // the first leaves titles of colour bars where they were
       for (const svg of target.querySelectorAll(".main-svg")) svg.setAttribute("aria-hidden", "true");
       tabulate();
     };
