@@ -3,6 +3,7 @@
 python docs/figures.py                          # all of them, into docs/images
 python docs/figures.py learning                 # one figure of the page on theory
 python docs/figures.py gallery.md               # the figures of a page, made by the code above each of them
+python docs/figures.py demo                     # two figures of the command
 python docs/figures.py sweep_g                  # a part of the page of examples/sweep_g.toml; needs Chromium
 """
 
@@ -272,29 +273,45 @@ def photograph(page: Path, names: tuple[str, str], path: Path) -> None:
         browser.close()
 
 
+def command(*arguments: object, cwd: str) -> None:
+    """Run kpflow-dyn in a folder."""
+    called = [sys.executable, "-c", "from kpflow_dyn.cli import app; app()", *map(str, arguments)]
+    subprocess.run(called, cwd=cwd, check=True)
+
+
+def demo() -> None:
+    """The temporal modes and the predicted losses of the demo's network."""
+    with tempfile.TemporaryDirectory() as folder:
+        command("demo", "--out", "demo", cwd=folder)
+        for name in ("temporal_modes", "predicted_loss"):
+            shutil.copy(Path(folder, "demo", f"{name}.png"), IMAGES / f"demo_{name}.png")
+
+
 def sweep_g() -> None:
     """The figures along one axis and over two axes, of an example."""
     from kpflow_dyn.report import write_report
 
     example = DOCS.parent / "examples" / "sweep_g.toml"
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from kpflow_dyn.cli import app; app()", "sweep", str(example)]
-        subprocess.run(command, cwd=folder, check=True)
+        command("sweep", example, cwd=folder)
         page = Path(folder, "page.html")
         write_report(Path(folder, "runs", "sweep_g"), page)
         photograph(page, ("lines", "maps"), IMAGES / "sweep_g.png")
 
 
+COMMANDS = {draw.__name__: draw for draw in (demo, sweep_g)}
+
+
 def main() -> None:
     """Draw what the command line names, or all."""
-    everything = [*DRAWN, *PAGES, sweep_g.__name__]
+    everything = [*DRAWN, *PAGES, *COMMANDS]
     parser = argparse.ArgumentParser(description="The figures of the documentation.")
     parser.add_argument("names", nargs="*", default=everything, help=f"of {', '.join(everything)}")
     for name in parser.parse_args().names:
         if name.endswith(".md"):
             draw(DOCS / name)
-        elif name == sweep_g.__name__:
-            sweep_g()
+        elif name in COMMANDS:
+            COMMANDS[name]()
         else:
             DRAWN[name](None).savefig(IMAGES / f"theory_{name}.png", dpi=115)
 

@@ -104,6 +104,11 @@ def test_pages_show_what_their_code_makes() -> None:
         assert [name for name in made if page.parent.joinpath(name).stat().st_size > 100_000] == []
 
 
+def test_each_picture_is_shown() -> None:
+    pages = "\n".join((ROOT / page).read_text("utf-8") for page in PAGES)
+    assert [path.name for path in DOCS.glob("images/*") if f"images/{path.name})" not in pages] == []
+
+
 def test_tutorials_become_notebooks() -> None:
     pytest.importorskip("jupytext", reason="needs the extra docs")
     notebook = runpy.run_path(str(DOCS / "notebooks.py"))["notebook"]
