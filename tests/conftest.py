@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many test processe
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compile far more than they compute
 # Then what XLA computes twice may differ in the last digit, and the gradient of a maximum, which asks v == max(v), lose
 # terms, also that of plain JAX. Not without fused multiply-add.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_max_isa=AVX".strip()
+FLAGS = ["--xla_cpu_max_isa=AVX", "--xla_cpu_parallel_codegen_split_count=1"]
+if version("jaxlib").startswith("0.10."):  # these loops compile thrice as fast; a flag unknown to a jaxlib ends it
+    FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 
 
 def cases(names: Iterable[str], quick: Iterable[str]) -> list:
