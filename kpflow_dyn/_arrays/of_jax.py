@@ -76,7 +76,7 @@ class Jax(Library):
         return sharding.placed(sharding.like_numpy(found, values), sharding.empty_row(values, True), -found.ndim)
 
     def add_at(self, zeros: Array, values: Array, index: np.ndarray) -> Array:
-        return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)
+        return _add_at(zeros, values, index)
 
     def to_double(self, a: Array) -> np.ndarray:
         return np.asarray(a, dtype=np.float64)
@@ -137,3 +137,8 @@ def _taken(values: jax.Array, places: np.ndarray) -> jax.Array:
 @jax.jit
 def _take_at(values: jax.Array, index: np.ndarray) -> jax.Array:
     return jax.vmap(lambda own, places: own[:, places], (1, 0), 1)(values, index)
+
+
+@jax.jit
+def _add_at(zeros: jax.Array, values: jax.Array, index: np.ndarray) -> jax.Array:
+    return jax.vmap(lambda own, places, new: own.at[:, places].add(new), (1, 0, 1), 1)(zeros, index, values)

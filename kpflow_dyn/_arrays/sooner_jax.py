@@ -1,8 +1,10 @@
 """How XLA compiles sooner what runs once, or on few numbers."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import equinox as eqx
 import jax
 
 SOONER = {
@@ -10,18 +12,39 @@ SOONER = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+SOON = SOONER | {"xla_backend_optimization_level": 1}
+FEW = 2**14
+
+
+def sooner() -> dict[str, Any]:
+    """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
+    return _known(**SOONER)
+
+
+def soon(numbers: int) -> dict[str, Any]:
+    """Those of a program that runs often on states of so many numbers: with few it is about as fast as others."""
+    return _known(**SOON) if numbers <= FEW else {}
+
+
+def filter_jit(function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
+    """`equinox.filter_jit` with these options."""
+    return _filter_jit(function, numbers <= FEW)
 
 
 @cache
-def sooner() -> dict[str, Any]:
-    """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
+def _filter_jit(function: Callable[..., Any], few: bool) -> Callable[..., Any]:
+    return eqx.filter_jit(function, compiler_options=soon(0) if few else {})
+
+
+@cache
+def _known(**options: Any) -> dict[str, Any]:
+    """Those of the options that this version of XLA has, on a CPU."""
     if jax.default_backend() != "cpu":
         return {}
-    return SOONER if _are_known(SOONER) else {k: value for k, value in SOONER.items() if _are_known({k: value})}
+    return options if _are_known(options) else {k: value for k, value in options.items() if _are_known({k: value})}
 
 
 def _are_known(options: dict[str, Any]) -> bool:
-    """Whether this version of XLA has them."""
     try:
         jax.jit(lambda x: x, compiler_options=options)(0.0)
     except jax.errors.JaxRuntimeError:

@@ -21,6 +21,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import finite_rows
 from kpflow_dyn._arrays.sharding import empty_row, like_numpy, placed
+from kpflow_dyn._arrays.sooner_jax import filter_jit
 from kpflow_dyn._jax.complex_parts import real_leaves
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
@@ -156,14 +157,14 @@ def _integrate(
     room = most if options.steps is not None else min(max(_ROOM // problem.z0.size, 64), most)
     controller, wanted = controller_of(problem, solver, options), jnp.asarray(times, problem.z0.dtype)
     while True:
-        record = _compiled(Field(problem), problem.z0, wanted, solver, controller, room, alone)
+        solve = filter_jit(_solve, problem.z0.size)
+        record = solve(Field(problem), problem.z0, wanted, solver, controller, room, alone)
         if room == most or not record.exhausted.any():
             return record
         room = min(8 * room, most)
 
 
-@eqx.filter_jit
-def _compiled(
+def _solve(
     field: Field,
     z0: jax.Array,
     times: jax.Array,

@@ -75,12 +75,17 @@ class Sweeps(LinearisedSteps):
         return self._by_spans(span, (self._still(probes.count), still), reverse=True)
 
     def _by_probes(self, sweep: Sweep, out: Any, probes: int | None = None) -> Any:
-        """What the sweeps of some probes at a time write into `out`."""
-        together = self.probes_together
-        whole, rest = divmod(len(out) if probes is None else probes, together)
-        if whole:
-            out = lax.fori_loop(0, whole, lambda i, out: sweep(out, Probes(i * together, together)), out)
-        return sweep(out, Probes(whole * together, rest)) if rest else out
+        """What the sweeps of some probes at a time write into `out`; each writes what it would write again."""
+        count = len(out) if probes is None else probes
+        rounds = -(-count // self.probes_together)
+        if rounds <= 1:
+            return sweep(out, Probes(0, count))
+        together = -(-count // rounds)
+
+        def some(n: jax.Array, out: Any) -> Any:  # the last ones perhaps with some once more, as one program does all
+            return sweep(out, Probes(jnp.minimum(n * together, count - together), together))
+
+        return lax.fori_loop(0, rounds, some, out)
 
     def _by_spans(self, span: Span, carry: tuple, reverse: bool = False) -> tuple:
         """What spans of times carry from one to the next; the last one may be shorter."""

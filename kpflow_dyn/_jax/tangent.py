@@ -18,7 +18,7 @@ from jax import lax
 
 from kpflow_dyn._arrays.memory import on_device
 from kpflow_dyn._arrays.sharding import shards
-from kpflow_dyn._arrays.sooner_jax import sooner
+from kpflow_dyn._arrays.sooner_jax import soon, sooner
 from kpflow_dyn._jax.linearised import Data
 from kpflow_dyn._jax.sites import inputs_of
 from kpflow_dyn._jax.step import Fixed
@@ -63,18 +63,19 @@ class Programs(Sweeps):
         self.evaluate = jax.jit(self._evaluate, compiler_options=sooner())
         self.everywhere = jax.jit(self._everywhere, compiler_options=sooner())
         self._drawn = [step.graph.parameters.get(node, "") if len(node.shape) > 1 else "" for node in given]
+        often = soon(z.size)
         for name in WHOLE:
-            setattr(self, name, self._compiled(name))
+            setattr(self, name, self._compiled(name, often))
         for name in ONCE:
             setattr(self, name, self._compiled(name, sooner()))
         for name in PARTS:
-            setattr(self, name, partial(_on_blocks, self._compiled(name), self.probes_together))
+            setattr(self, name, partial(_on_blocks, self._compiled(name, often), self.probes_together))
 
     def drawn(self, given: Fixed, draw: Callable[[str, jax.Array], jax.Array]) -> Fixed:
         """The values of the graph with draw(name, W) in the place of each parameter W of two axes or more."""
         return [draw(name, value) if name else value for name, value in zip(self._drawn, given, strict=True)]
 
-    def _compiled(self, name: str, options: dict[str, Any] | None = None) -> Callable[..., Any]:
+    def _compiled(self, name: str, options: dict[str, Any]) -> Callable[..., Any]:
         def applied(data: Data, block: jax.Array, *more: Any) -> Any:
             return getattr(self.at(data), f"_{name}")(data, block, *more)
 
@@ -244,6 +245,12 @@ class Tangent:
 
 
 def _on_blocks(program: Map, together: int, data: Data, block: jax.Array) -> jax.Array:
-    """A program on blocks of any length, `together` at once; compiled for each length up to that."""
-    found = [program(data, block[i : i + together]) for i in range(0, len(block), together)]
-    return found[0] if len(found) == 1 else jnp.concatenate(found)
+    """A program on blocks of any length, at most `together` at once, in parts of one length; the last has some again."""
+    count = len(block)
+    rounds = -(-count // together)
+    if rounds <= 1:
+        return program(data, block)
+    length = -(-count // rounds)
+    starts = [min(n * length, count - length) for n in range(rounds)]
+    *found, last = (program(data, lax.dynamic_slice_in_dim(block, start, length)) for start in starts)
+    return jnp.concatenate([*found, last[rounds * length - count :]])

@@ -33,7 +33,7 @@ Tree = Any  # an array, or a list of arrays
 
 def each_row(function: RowFunction, *rows: jax.Array) -> list[jax.Array]:
     """A row function on [time, trial, ...] data -> its outputs as [time, trial, ...]."""
-    return jax.jit(over_rows(function))(*rows)
+    return once(over_rows(function))(*rows)
 
 
 def over_rows(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -158,7 +158,7 @@ def _updates_onto(
     function = sinks_of(rows, glue.products)
     after, a = each_row(point_of(rows), x, z, width=units + kicks)
     if sinks * (units + kicks) * z.shape[0] * z.shape[1] * z.element_size() <= BLOCKS_BYTES:
-        dense = jacobians(function, x, z, a)
+        dense = jacobians(function, x, z, a, sinks)
         return lambda k, sink: [DenseUpdate(sink, s, block) for s, block in zip(sources, dense[k], strict=True)], after
     return lambda k, sink: [FunctionUpdate(sink, *sources, lambda *row: function(*row)[k], (x, z, a))], after
 

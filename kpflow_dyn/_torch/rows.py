@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jacfwd, vjp, vmap
+from torch.func import jacfwd, jacrev, vjp, vmap
 
 from kpflow_dyn._backend import RowFunction
 from kpflow_dyn._torch.glue import StepProduct
@@ -109,10 +109,19 @@ def linear_map(rows: RowFunctions, product: StepProduct) -> Callable[[Tensor], T
     return lambda v: evaluate(product.node, fixed | {product.operand: v.reshape(shape)}).reshape(-1)
 
 
-def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """For each sink its derivatives in z and in a, [time, trial, sink, source]."""
+def jacobians(sinks: Callable, x: Tensor, z: Tensor, a: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
+    """For each sink its derivatives in z and in a, [time, trial, sink, source].
+
+    By reverse mode where the elements of all sinks, `count`, are fewer than the sources.
+    """
+    sources = z.shape[-1] + a.shape[-1]
+    jacobian = jacrev if count < sources else jacfwd
     with ONE_AT_A_TIME:
-        found = each_row(lambda *row: [d for pair in jacfwd(sinks, argnums=(1, 2))(*row) for d in pair], x, z, a)
+        found = each_row(
+            lambda *row: [d for pair in jacobian(sinks, argnums=(1, 2))(*row) for d in pair],
+            *(x, z, a),
+            width=count * sources,
+        )
     return list(zip(found[::2], found[1::2], strict=True))
 
 

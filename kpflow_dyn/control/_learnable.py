@@ -20,9 +20,8 @@ def learnable_gramian(flow: Flow, units: int, seed: int = 0) -> np.ndarray:
     size = flow.J.domain.size
     exact = size <= EXACT
     count, total = size if exact else SAMPLES, 0.0
-    random = Random(seed)
-    for start in range(0, count, BLOCK):
-        rows = min(BLOCK, count - start)
+    random, rows = Random(seed), _evenly(count)
+    for start in range(0, count, rows):
         changes = np.eye(rows, size, start) if exact else to_numpy(random.normal((rows, size), flow.J.domain.like))
         moved = to_numpy(flow.J.mv(like_numpy(changes, flow.J.domain.like)))[..., :units].astype(float)
         total = total + np.einsum("pbtu,pbtv->btuv", moved, moved)
@@ -34,16 +33,21 @@ def sensitivity(flow: Flow, covector: np.ndarray) -> np.ndarray:
 
     The covector is [trial, time, unit]; trials are added up.
     """
-    domain = flow.K.domain
+    domain, rows = flow.K.domain, _evenly(covector.shape[1])
     found = []
     measure = None if domain.measure is None else to_numpy(domain.measure)
-    for start in range(0, covector.shape[1], BLOCK):
-        times = np.arange(start, min(start + BLOCK, covector.shape[1]))
-        block = np.zeros((len(times), *covector.shape))
+    for start in range(0, covector.shape[1], rows):
+        times = np.arange(start, min(start + rows, covector.shape[1]))
+        block = np.zeros((rows, *covector.shape))
         block[np.arange(len(times)), :, times] = np.swapaxes(covector[:, times], 0, 1)
-        pulled = to_numpy(flow.K.factor.T.mv(like_numpy(block, domain.like))).astype(float)
+        pulled = to_numpy(flow.K.factor.T.mv(like_numpy(block, domain.like)))[: len(times)].astype(float)
         found.append(pulled if measure is None else pulled / _weights(measure, covector.shape)[times, None])
     return np.concatenate(found)
+
+
+def _evenly(count: int) -> int:
+    """The length of blocks that are all as long, as JAX compiles for each length; the last may end in zeros."""
+    return -(-count // -(-count // BLOCK))
 
 
 def _weights(measure: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -40,7 +40,6 @@ from kpflow_dyn.control._loops import is_closed_loop, is_stepped_loop, rememberi
 from kpflow_dyn.control._opened import answers
 from kpflow_dyn.control._regulators import Regulator, dlqr, lqr
 from kpflow_dyn.control._systems import LTI
-from kpflow_dyn.control._training_cost import training_cost
 from kpflow_dyn.models._closed_loop import ClosedLoop
 from kpflow_dyn.models._equations import join
 
@@ -229,15 +228,12 @@ class Continuous(Steered):
         return self.sol.problem.t
 
     def gradient(self, sensitivities: np.ndarray) -> np.ndarray:
-        """By the solver's own steps, with the cost as one more state: the times of the analysis are too few."""
-        problem = self.sol.problem
-        if self.cost is not None:
-            problem = beside_cost(problem, self.cost, has_control=True)
-        flow = linearize(again(self.sol, problem), params=self.params)
-        state, units, trials = flow.solution.state, self.units, len(self.sol.state)
+        """By the solver's own steps: the times of the analysis are too few."""
+        flow, units, trials = self.flow, self.units, len(self.sol.state)
+        state, of = flow.solution.state, self.sol.problem.backend.transforms
         q = np.zeros(state.shape)
         q[:, -1, units:] = 1 / trials
-        q[:, -1, :units] = terminal_of(self.terminal, state[:, -1:, :units], problem.backend.transforms)[1] / trials
+        q[:, -1, :units] = terminal_of(self.terminal, state[:, -1:, :units], of)[1] / trials
         measure: Any = flow.J.codomain.measure
         return to_numpy(flow.J.T.mv(like_numpy(q / to_numpy(measure).astype(float), state))).astype(float)
 
@@ -247,12 +243,12 @@ class Continuous(Steered):
 
     @cached_property
     def swept(self) -> Swept:
-        """Of the loop with the integral of its control: the covector of [z, int u]' is [l, grad_u L]."""
-        problem = training_cost(self.sol.problem, self.cost, self.terminal).problem
-        found = self.costates
-        B = linearize_ltv(self.sol, inputs="control", t=self.time).B.values
-        direct = found.gradient.values - np.einsum("btnm,btn->btm", B, found.costate.values)
-        whole = np.concatenate([found.costate.values, direct], -1)
+        """Of the loop with the integral of its cost: the covector of [z, int L]' is [l, 1]."""
+        problem, found = self.sol.problem, self.costates
+        whole = found.costate.values
+        if self.cost is not None:
+            problem = beside_cost(problem, self.cost, has_control=True)
+            whole = np.concatenate([whole, np.ones((*whole.shape[:2], 1))], -1)
         return Swept(found, whole, linearize(again(self.sol, problem), params=self.params))
 
     @cached_property
