@@ -26,7 +26,7 @@ from sweep_points import LEAVING, Law, brief, large, leaves, noted, numbers, tro
 
 import kpflow_dyn as kp
 from kpflow_dyn._progress import Count
-from kpflow_dyn.sweep import Processes, random, sobol, zipped
+from kpflow_dyn.sweep import random, sobol, zipped
 from kpflow_dyn.sweep._code import changes, code_of
 from kpflow_dyn.sweep._lock import locked
 
@@ -535,16 +535,6 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     assert sweep.run().done == 6
 
 
-def test_the_first_point_of_a_process_has_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It traces and compiles what the others use; each process does so once."""
-    monkeypatch.setattr("kpflow_dyn.sweep._sweep.FIRST", 1e5)
-    sweep = kp.Sweep(lambda n: {"left": signal.getitimer(signal.ITIMER_REAL)[0]}, {"n": range(3)}, tmp_path)
-    for engine in (None, Processes(1)):
-        sweep.run(engine, timeout=1000.0, fresh=True)
-        left = sweep.collect().left.values
-        assert left[0] > 5e4 and max(left[1:]) <= 1000
-
-
 def test_a_point_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
     sweep = kp.Sweep(troubled, {"kind": ["fine", "sleeps", "other"]}, tmp_path)
     status = sweep.run(timeout=0.2)
@@ -556,7 +546,6 @@ def test_a_point_that_takes_too_long_is_interrupted(tmp_path: Path) -> None:
 
 def test_a_time_limit_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a module does not stay behind; the point's own time counts from then on."""
-    monkeypatch.setattr("kpflow_dyn.sweep._sweep.FIRST", 0.0)
     (tmp_path / "takes_a_while.py").write_text("import time\ntime.sleep(0.5)\nVALUE = 7\n")
     monkeypatch.syspath_prepend(tmp_path)
 

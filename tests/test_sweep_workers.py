@@ -79,13 +79,6 @@ def test_a_killed_worker_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert recorded(tmp_path / "out") == 20
 
 
-@pytest.fixture
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first point of a process has no more time than the others."""
-    monkeypatch.setattr("kpflow_dyn.sweep._sweep.FIRST", 0.0)
-
-
-@pytest.mark.usefixtures("_at_once")
 def test_every_kind_of_trouble_leaves_the_rest_done(tmp_path: Path) -> None:
     """A point that raises, is NaN, sleeps, ignores its interruption, kills its worker; and good ones beside them."""
     kinds = ["ignores", "dies", "raises", "nan", "sleeps", *(f"fine {i}" for i in range(10))]
@@ -98,7 +91,6 @@ def test_every_kind_of_trouble_leaves_the_rest_done(tmp_path: Path) -> None:
     assert sweep.run(Processes(2)) == status
 
 
-@pytest.mark.usefixtures("_at_once")
 def test_a_time_limit_leaves_no_half_imported_module_in_a_worker(tmp_path: Path) -> None:
     (tmp_path / "takes_long.py").write_text("import time\ntime.sleep(1.8)\nVALUE = 7\n")  # longer than limit and grace
 
@@ -294,7 +286,6 @@ def test_dask_workers_killed_at_random(client, tmp_path: Path, points: int, kill
     assert_same(sweeps[0].collect(), sweeps[1].collect())
 
 
-@pytest.mark.usefixtures("_at_once")
 def test_dask_points_that_hang_or_kill_their_worker(client, tmp_path: Path) -> None:
     kinds = ["sleeps", "raises", *(f"fine {i}" for i in range(6))]
     sweep = kp.Sweep(troubled, {"kind": kinds}, tmp_path / "troubled")

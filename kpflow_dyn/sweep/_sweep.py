@@ -21,7 +21,7 @@ from kpflow_dyn.sweep._executors import Engine, Processes, engine_of
 from kpflow_dyn.sweep._lock import locked
 from kpflow_dyn.sweep._store import Store, key_of
 from kpflow_dyn.sweep._values import STATUSES, Record
-from kpflow_dyn.sweep._work import FIRST, Work, here
+from kpflow_dyn.sweep._work import Work, here
 from kpflow_dyn.tasks._data import check_count
 
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ class Sweep(Shown):
                 other processes through cloudpickle, and what it imports must be importable there.
             timeout: seconds that a point may take. It is interrupted then, and after another second its process is
                 killed (not this one: here code that Python cannot interrupt ends by itself). Then it is "timed out".
-                An import is waited for, and the time begins anew after it. The first point of each process has a minute
-                more, as it traces and compiles.
+                An import is waited for, and the time begins anew after it. Tracing and compiling count: leave time for
+                them, as the first point of each process takes longer.
             retry_failed: compute anew what failed or timed out.
             fresh: delete the points that are there, and begin anew.
             attempts: how many deaths of worker processes a point may be in flight at. Before the last one it runs
@@ -323,7 +323,7 @@ def _drive(
 
         def compute(points: dict[str, Point], engine: Engine, attempts: int, deaths: int = 0) -> None:
             if points:
-                work = Work(_sent(sweep.function, engine), store.folder, timeout, FIRST, here())
+                work = Work(_sent(sweep.function, engine), store.folder, timeout, here())
                 drive(work, points, engine, attempts, report, deaths)
 
         compute(others, engine, attempts)

@@ -22,9 +22,6 @@ from kpflow_dyn.sweep._values import Record, is_finite, variables_of
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)  # that end a program, or a point
 GRACE = 1.0  # seconds that a point has to end by itself after its time was up
 LONGEST_IMPORTS = 600.0  # seconds after which also an import is interrupted
-FIRST = 60.0  # seconds more for the first point of a process, which traces and compiles what the others use
-_BEGUN: set[Path] = set()
-"""The folders of sweeps that had a point in this process."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,6 @@ class Work:
     run: Callable[..., Any] | bytes  # the function, or what cloudpickle made of it
     folder: Path
     timeout: float | None  # seconds that a point may take
-    first: float  # seconds more for the first point of a process
     driver: tuple[str, int]  # host and pid of the process that submits the points, which must not be killed
 
 
@@ -49,25 +45,18 @@ def evaluate(work: Work, key: str, point: Point) -> None:
     if store.has(key):  # this call is a repetition: its first worker died after it had recorded the point
         return
     run, start = _loaded(work.run) if isinstance(work.run, bytes) else work.run, time.perf_counter()
-    ours, limit = here() == work.driver, _limit(work)
+    ours = here() == work.driver
 
     def record(found: Record) -> None:
         store.write(key, replace(found, seconds=time.perf_counter() - start, point=labelled(point)))
 
-    late = Record("timed out", f"took longer than {limit:g} s" if limit else "")
+    late = Record("timed out", f"took longer than {work.timeout} s")
     try:
-        with store.suspected(key) if ours else nullcontext(), _limited(limit, ours, lambda: record(late)):
+        with store.suspected(key) if ours else nullcontext(), _limited(work, lambda: record(late)):
             found = _outcome(run, point)
     except _TimeIsUp:
         found = late
     record(found)
-
-
-def _limit(work: Work) -> float | None:
-    """Seconds that the point which begins now may take."""
-    first = work.folder not in _BEGUN
-    _BEGUN.add(work.folder)
-    return work.timeout and work.timeout + first * work.first
 
 
 class _TimeIsUp(BaseException):
@@ -137,18 +126,18 @@ def _noted_signals() -> Iterator[list[BaseException]]:
 
 
 @contextmanager
-def _limited(limit: float | None, ours: bool, give_up: Callable[[], None]) -> Iterator[None]:
-    """Interrupt what runs inside when its time is up; kill the process where that does not help and it is not ours."""
-    if limit is None:
+def _limited(work: Work, give_up: Callable[[], None]) -> Iterator[None]:
+    """Interrupt what runs inside when its time is up; kill a worker process where that does not help."""
+    if work.timeout is None:
         yield
         return
-    inside = threading.current_thread() is threading.main_thread()
+    inside, ours = threading.current_thread() is threading.main_thread(), here() == work.driver
     if ours and not inside:
         raise ValueError(
             "timeout= cannot be kept in threads of the process that runs the sweep; use worker processes, as of "
             'sweep.executor("process"), or call run from the main thread'
         )
-    clock = _Clock(limit)
+    clock = _Clock(work.timeout)
     with _watched(clock, inside * GRACE, give_up, not ours), _alarm(clock, inside):
         yield
 
