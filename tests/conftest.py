@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,17 @@ def same_precision() -> Iterator[None]:
 def double_precision() -> bool:
     """Whether JAX computes in double precision; without importing it, which takes a second."""
     return "jax" in sys.modules and bool(sys.modules["jax"].config.jax_enable_x64)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of the package are composed, but no image is made of them, which takes most of the time of a command."""
+    from kpflow_dyn.figures._style import StyledFigure
+
+    def blank(_: object, file: Any, **given: object) -> None:
+        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"\x89PNG")
+
+    monkeypatch.setattr(StyledFigure, "savefig", blank)
 
 
 @pytest.fixture(scope="module", autouse=True)
