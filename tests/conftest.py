@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compil
 # Then what XLA computes twice may differ in the last digit, and the gradient of a maximum, which asks v == max(v), lose
 # terms, also that of plain JAX. Not without fused multiply-add.
 FLAGS = ["--xla_cpu_max_isa=AVX", "--xla_cpu_parallel_codegen_split_count=1"]
-if version("jaxlib").startswith("0.10."):  # these loops compile thrice as fast; a flag unknown to a jaxlib ends it
+if version("jaxlib").startswith("0.10."):  # XLA's older emitters compile twice as fast; a flag that it lost is an error
     FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+gc.set_threshold(20_000, 10, 50)  # graphs and programs are many small objects, and few of them are garbage
 
 
 def cases(names: Iterable[str], quick: Iterable[str]) -> list:
