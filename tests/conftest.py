@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +19,10 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # the tests compil
 # Then what XLA computes twice may differ in the last digit, and the gradient of a maximum, which asks v == max(v), lose
 # terms, also that of plain JAX. Not without fused multiply-add.
 FLAGS = ["--xla_cpu_max_isa=AVX", "--xla_cpu_parallel_codegen_split_count=1"]
-if version("jaxlib").startswith("0.10."):  # these loops compile thrice as fast; a flag unknown to a jaxlib ends it
+if version("jaxlib").startswith("0.10."):  # XLA's older emitters compile twice as fast; a flag that it lost is an error
     FLAGS += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+gc.set_threshold(20_000, 10, 50)  # graphs and programs are many small objects, and few of them are garbage
 
 
 def cases(names: Iterable[str], quick: Iterable[str]) -> list:
@@ -47,6 +50,17 @@ def same_precision() -> Iterator[None]:
 def double_precision() -> bool:
     """Whether JAX computes in double precision; without importing it, which takes a second."""
     return "jax" in sys.modules and bool(sys.modules["jax"].config.jax_enable_x64)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of the package are composed, but no image is made of them, which takes most of the time of a command."""
+    from kpflow_dyn.figures._style import StyledFigure
+
+    def blank(_: object, file: Any, **given: object) -> None:
+        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"\x89PNG")
+
+    monkeypatch.setattr(StyledFigure, "savefig", blank)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -18,7 +18,10 @@ from kpflow_dyn._checkpoint.nonlinearity import states
 from kpflow_dyn.cli import app
 from kpflow_dyn.tasks import TaskData
 
-pytestmark = pytest.mark.filterwarnings("ignore:the file holds weights that are not analysed")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the file holds weights that are not analysed"),
+    pytest.mark.usefixtures("undrawn"),
+]
 
 SLOW = pytest.mark.slow
 FOLDER = Path(__file__).parent / "data" / "checkpoints"

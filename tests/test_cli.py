@@ -31,6 +31,13 @@ from kpflow_dyn.cli._training import short_names
 from kpflow_dyn.figures import FIGURES
 from kpflow_dyn.figures._learning import OF_PARTS
 
+pytestmark = pytest.mark.usefixtures("undrawn")  # but `finished` is drawn, before that holds, and what is `drawn`
+
+
+@pytest.fixture
+def drawn(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+
 
 def run(*arguments: object):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -662,6 +669,7 @@ def learning(folder: Path, task: Path, cell: torch.nn.GRUCell) -> tuple[Path, Pa
     return folder / "read.pt", folder / "read.npz", layer
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_only_layer_that_fits_is_the_readout(learning, cell: torch.nn.GRUCell, out: Path) -> None:
     checkpoint, task, layer = learning
     shown = run("analyze", checkpoint, "--model", "gru", "--task", task, "--out", out, "--dtype", "float64")
