@@ -33,7 +33,8 @@ def filter_jit(function: Callable[..., Any], numbers: int) -> Callable[..., Any]
 
 @cache
 def _filter_jit(function: Callable[..., Any], few: bool) -> Callable[..., Any]:
-    return eqx.filter_jit(function, compiler_options=soon(0) if few else {})
+    jitted: Any = eqx.filter_jit  # which passes on what jax.jit takes
+    return jitted(function, compiler_options=soon(0) if few else {})
 
 
 @cache

@@ -245,7 +245,7 @@ class Tangent:
 
 
 def _on_blocks(program: Map, together: int, data: Data, block: jax.Array) -> jax.Array:
-    """A program on blocks of any length, at most `together` at once, all parts of one length; the last repeats some."""
+    """A program on blocks of any length, at most `together` at once; parts have one length, the last some once more."""
     count = len(block)
     rounds = -(-count // together)
     if rounds <= 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq, minimize_scalar
@@ -136,13 +136,12 @@ class Surfaces:
             for at, side, fires in _changes(self.directions[n], g[:, n], sides[n], first, small[n]):
                 if fires:
                     sides[n] = side
-                    low = 0.0 if at == 0 else float(lengths[at - 1])
-                    found.append((_root(lambda h, n=n: value(h)[:, n], side, low, float(lengths[at])), n))
+                    found.append(_Bracket(0.0 if at == 0 else float(lengths[at - 1]), float(lengths[at]), n, side))
                     break
         if not found:
             self.sides = np.array([_side_after(g[:, n], small[n], self.sides[n]) for n in range(len(self.numbers))])
             return None
-        root, n = min(found)
+        root, n = _first_root(value, found)
         alone, part = (lambda h: value(h)[:, n]), LOOKS / (len(looks) // 2)
         slope = _slope(alone, root, length, FLAT * part)
         if not slope / length * max(length, SHORT * self.span) > GRAZING * self.largest[n]:
@@ -279,6 +278,29 @@ def _values(trial: Trial, steps: Steps, place: int) -> Values:
         return c
 
     return values
+
+
+class _Bracket(NamedTuple):
+    """Between which lengths the condition of an event leaves a side."""
+
+    low: float
+    high: float
+    n: int
+    side: float
+
+
+def _first_root(value: Values, brackets: list[_Bracket]) -> tuple[float, int]:
+    """The smallest length at which one of the conditions leaves its side, and which; not all of them are solved for."""
+    first, *others = sorted(brackets)
+    root, n = _root_in(value, first), first.n
+    for other in others:
+        if other.low <= root and other.side * value(np.array([root]))[0, other.n] <= 0:
+            root, n = min((root, n), (_root_in(value, other._replace(high=min(other.high, root))), other.n))
+    return root, n
+
+
+def _root_in(value: Values, bracket: _Bracket) -> float:
+    return _root(lambda h: value(h)[:, bracket.n], bracket.side, bracket.low, bracket.high)
 
 
 def _root(value: Values, side: float, low: float, high: float) -> float:
