@@ -341,7 +341,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the command imported is forgotten at the end."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     yield
-    for name in ("mine", "helper", "broken"):
+    for name in ("mine", "helper", "broken", "jaxed"):
         sys.modules.pop(name, None)
 
 
@@ -417,7 +417,7 @@ def test_either_a_checkpoint_or_a_problem(out: Path, arguments: tuple, message: 
     assert_refused(run("analyze", *arguments, "--out", out), out, message)
 
 
-def test_a_problem_in_jax_in_a_real_process(code: Path) -> None:
+def test_a_problem_in_jax_in_a_real_process(code: Path, forgetful: None) -> None:
     pytest.importorskip("jax")
     (code / "jaxed.py").write_text(
         "import jax, equinox as eqx, kpflow_dyn as kp\n"
@@ -425,9 +425,9 @@ def test_a_problem_in_jax_in_a_real_process(code: Path) -> None:
         "    key = jax.random.key(0)\n"
         "    return kp.DiscreteProblem(eqx.nn.GRUCell(2, 3, key=key), jax.random.normal(key, (2, 3, 2)))\n"
     )
+    refused = run("analyze", "--problem", f"{code / 'jaxed.py'}:gru", "--out", code / "jaxed", "--threads", "1")
+    assert refused.exit_code == 2 and refused.stderr.startswith("kpflow-dyn: --threads has no effect on JAX")
     call = ("-W", "default", "-c", "from kpflow_dyn.cli import app; app()", "analyze", "--problem", "jaxed:gru")
-    refused = python(*call, "--out", "jaxed", "--threads", "1", cwd=code)
-    assert refused.returncode == 2 and refused.stderr.startswith("kpflow-dyn: --threads has no effect on JAX")
     result = python(*call, "--out", "jaxed", "--modes", "2", cwd=code)
     assert result.returncode == 0, result.stderr
     assert {path.name for path in (code / "jaxed").iterdir()} == FILE_NAMES

@@ -408,6 +408,7 @@ class Turned(eqx.Module):
         return self.Q @ jnp.tanh(2 * self.Q.T @ z) + x
 
 
+@pytest.mark.slow
 def test_rounds_of_starts_in_jax(x64: None) -> None:
     Q = jnp.asarray(torch.linalg.qr(starts(3, 3))[0].numpy())
     inputs = jnp.asarray(0.3 * starts(20 * 40, 3).reshape(20, 40, 3).numpy())

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from conftest import cases
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
@@ -391,7 +392,7 @@ class Classes:
         return kp.train.fit(models[0], task, models[1], **options).losses
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
+@pytest.mark.parametrize("framework", cases(["torch", "jax"], {"torch"}))
 def test_cross_entropy_in_lazy_networks(framework: str, x64: None) -> None:
     """2 % over the first fifth of the decay."""
     problem = Classes(framework)

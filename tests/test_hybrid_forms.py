@@ -311,6 +311,7 @@ def test_on_a_span_the_states_are_at_points_between_steps_and_events(framework: 
     assert kp.trace(flow.ntk).value > 0
 
 
+@pytest.mark.slow
 def test_a_flow_of_gradients_is_that_of_the_plain_form() -> None:
     losses = []
     for problem in (posed("flat", "torch"), posed("tuple", "torch")):

@@ -461,8 +461,15 @@ def explosive(framework: str, t) -> kp.ODEProblem:
     return kp.ODEProblem(jax.tree_util.Partial(squared, jnp.ones(1)), jnp.asarray(EXPLOSIVE), t)
 
 
-@pytest.mark.parametrize("framework", ["torch", "jax"])
-@pytest.mark.parametrize("t", [[0.0, 1.0, 2.0], (0.0, 2.0)], ids=["grid", "span"])
+@pytest.mark.parametrize(
+    ("framework", "t"),
+    [
+        pytest.param("torch", [0.0, 1.0, 2.0], id="grid-torch"),
+        pytest.param("jax", [0.0, 1.0, 2.0], id="grid-jax"),
+        pytest.param("torch", (0.0, 2.0), id="span-torch"),
+        pytest.param("jax", (0.0, 2.0), id="span-jax", marks=pytest.mark.slow),
+    ],
+)
 def test_explosions_name_the_trials_and_the_rest_is_kept(framework, t) -> None:
     for options in ({}, {"steps": 0.01}):
         with pytest.raises(kp.SolveError) as caught:

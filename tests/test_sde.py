@@ -311,7 +311,9 @@ def test_jacobian_and_identities(method: str, steps: float | None) -> None:
     assert abs(kp.trace(flow.core).value - flow.core.dense().trace()) < 1e-9
 
 
-@pytest.mark.parametrize(("method", "steps", "paths"), [("milstein", None, 1), ("heun", 0.25, 2)])
+@pytest.mark.parametrize(
+    ("method", "steps", "paths"), [pytest.param("milstein", None, 1, marks=pytest.mark.slow), ("heun", 0.25, 2)]
+)
 def test_torch_and_jax_agree(method: str, steps: float | None, paths: int) -> None:
     ours, theirs = (kp.solve(make(method, paths=paths), method, steps=steps) for make in (torch_problem, jax_problem))
     assert relative(theirs.state, ours.state) < 1e-12

@@ -80,7 +80,10 @@ def test_jax_cells(name: str) -> None:
     assert_same(flow, kp.linearize(solution))
 
 
-@pytest.mark.parametrize("name", registry.MODELS)
+QUICK_CELLS = {"gru_cell", "lstm", "pair_state", "embedding", "attending", "computed_weight", "reservoir"}
+
+
+@pytest.mark.parametrize("name", cases(registry.MODELS, QUICK_CELLS))
 def test_torch_cells(name: str) -> None:
     solution = kp.solve(registry.MODELS[name].problem(True))
     flow = untraced(solution)
@@ -93,7 +96,7 @@ def test_jax_fields(name: str) -> None:
     check_field(test_jax_ode_flow.FIELDS[name])
 
 
-QUICK = {"driven_rk4", "driven_given_steps", "drift"}
+QUICK = {"driven_rk4", "drift"}
 
 
 @pytest.mark.parametrize("name", cases(test_ode_flow.FIELDS, QUICK))
