@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -14,8 +15,21 @@ if TYPE_CHECKING:
 MINUTE = 60.0
 LONG = 10.0  # seconds of work of which nothing is said beforehand, and in lines
 
+Piece = TypeVar("Piece")
+QUIET: ContextVar[bool] = ContextVar("quiet", default=False)  # as the work is a part of another, which is shown or not
+
 Progress = Callable[[str, float, float | None], None]
 """(stage, done, total) of a work, as it goes on; the total is None where it is not known."""
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Works within show nothing by themselves."""
+    before = QUIET.set(True)
+    try:
+        yield
+    finally:
+        QUIET.reset(before)
 
 
 def bars(show: bool = True) -> Bars:
@@ -32,9 +46,10 @@ def bars(show: bool = True) -> Bars:
 def stages(progress: bool | Progress = True) -> Iterator[Progress]:
     """A line for each stage, with a bar where the amount of work is known; or a function of the user's own."""
     if not isinstance(progress, bool):
-        yield progress
+        with quietly():
+            yield progress
         return
-    with bars(progress) as shown:
+    with bars(progress) as shown, quietly():
         known: dict[str, Any] = {}
 
         def show(stage: str, done: float, total: float | None) -> None:
@@ -50,7 +65,7 @@ def stages(progress: bool | Progress = True) -> Iterator[Progress]:
 @contextmanager
 def counting(what: str, total: int, known: int, parallel: int | None = 1, show: bool = True) -> Iterator[Count]:
     """Count many pieces of work, such as "points", of which some are known; `parallel` are done at once."""
-    with bars(show) as shown:
+    with bars(show) as shown, quietly():
         on_bar = shown.add_task("", total=total, completed=known)
         yield Count(
             what,
@@ -60,6 +75,31 @@ def counting(what: str, total: int, known: int, parallel: int | None = 1, show: 
             (lambda words: shown.console.print(words, highlight=False, soft_wrap=True)) if show else _say_nothing,
             None if shown.disable else lambda words: shown.update(on_bar, advance=1, description=words),
         )
+
+
+@contextmanager
+def one_by_one(
+    what: str, pieces: Sequence[Piece], clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Iterator[Piece]]:
+    """Pieces of work one after another, counted once it is seen that those which are left take long.
+
+    The first piece tells little, as it loads and compiles, unless it took a minute.
+    """
+
+    def each() -> Iterator[Piece]:
+        count, total = None, len(pieces)
+        for n, piece in enumerate(pieces, 1):
+            begin = clock()
+            yield piece
+            seconds, left = clock() - begin, total - n
+            if count is not None:
+                count.landed(seconds)
+            elif (n > 1 or seconds > MINUTE) and left * seconds > LONG and not QUIET.get():
+                count = shown.enter_context(counting(what, total, n))
+                count.price(seconds)
+
+    with ExitStack() as shown:
+        yield each()
 
 
 class Count:
@@ -95,7 +135,7 @@ class Count:
         if self.done == self.first:
             self.warm = now
         if not self.priced and (seconds > MINUTE or self.done > self.first):
-            self._price(seconds)
+            self.price(seconds)
         if self.on_bar is not None:
             self.on_bar(self._words(now))
         elif now >= self.next and self.left and self.done > self.first:
@@ -106,7 +146,8 @@ class Count:
     def first(self) -> int:
         return self.parallel or 1
 
-    def _price(self, seconds: float) -> None:
+    def price(self, seconds: float) -> None:
+        """Say what those that are left take, at so many seconds each, if that is long."""
         self.priced = True
         if self.parallel and math.isfinite(seconds) and self.left * seconds / self.parallel > LONG:
             on = f" on {self.parallel} workers" if self.parallel > 1 else ""

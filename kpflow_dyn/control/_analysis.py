@@ -13,6 +13,7 @@ import xarray as xr
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._problems.choice import Choice
 from kpflow_dyn._problems.parameters import parameters_of, with_values
+from kpflow_dyn._progress import one_by_one
 from kpflow_dyn._shown import ShownAsText, type_name
 from kpflow_dyn.control._costates import Cost, QuadraticCost, again, check_costs, control_size
 from kpflow_dyn.control._gramians import gram
@@ -150,8 +151,9 @@ def analyze(
     check_costs(cost, terminal, loop.units, control_size(loop.model), True)
     if checkpoints is None:
         return LoopAnalysis(_Asked(loop, C, rank, seed).dataset())
-    loops = {step: replace(loop, given=_at(sol, load)) for step, load in _loaders(checkpoints).items()}
-    found = {step: _Asked(loop, C, rank, seed).dataset() for step, loop in loops.items()}
+    with one_by_one("checkpoints", list(_loaders(checkpoints).items())) as loaders:
+        loops = ((step, replace(loop, given=_at(sol, load))) for step, load in loaders)
+        found = {step: _Asked(loop, C, rank, seed).dataset() for step, loop in loops}
     return LoopAnalysis(xr.concat(list(found.values()), xr.Variable("step", list(found)), coords="minimal"))
 
 

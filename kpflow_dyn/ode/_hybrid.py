@@ -15,6 +15,7 @@ from kpflow_dyn._problems.events import is_moving, looks_of
 from kpflow_dyn._problems.hybrid import HybridSteps
 from kpflow_dyn._problems.inputs import sampled, stops_of, take_trials
 from kpflow_dyn._problems.problems import ODEProblem
+from kpflow_dyn._progress import one_by_one
 from kpflow_dyn.ode._endless import holding, is_torn, pile_of, spacing
 from kpflow_dyn.ode._hybrid_calls import Calls, Steps, beside_of
 from kpflow_dyn.ode._libraries import Failed, Library, Options, rate_of
@@ -71,15 +72,16 @@ def solve_hybrid(problem: ODEProblem, method: Method, nodes: np.ndarray) -> tupl
     alone, runs, failures = is_moving(problem.f), [], {}
     if alone:
         _check_apart(problem)
-    for trials in groups_of(problem):
-        run = _Run(take_trials(problem, trials) if alone else problem, method, nodes)
-        try:
-            run.run()
-        except Failed as failure:
-            if not alone:
-                raise
-            failures[int(trials[0])] = failure.trials[0]
-        runs.append(run)
+    with one_by_one("trials", groups_of(problem)) as groups:
+        for trials in groups:
+            run = _Run(take_trials(problem, trials) if alone else problem, method, nodes)
+            try:
+                run.run()
+            except Failed as failure:
+                if not alone:
+                    raise
+                failures[int(trials[0])] = failure.trials[0]
+            runs.append(run)
     if failures:
         raise Failed(failures, apart=True)
     stats = {"steps": max(run.taken.count for run in runs) - 1, "events": max(run.happened for run in runs)}

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from kpflow_dyn._progress import quietly
 from kpflow_dyn.sweep._design import Point, labelled
 from kpflow_dyn.sweep._store import Store
 from kpflow_dyn.sweep._values import Record, is_finite, variables_of
@@ -52,7 +53,7 @@ def evaluate(work: Work, key: str, point: Point) -> None:
 
     late = Record("timed out", f"took longer than {work.timeout} s")
     try:
-        with store.suspected(key) if ours else nullcontext(), _limited(work, lambda: record(late)):
+        with quietly(), store.suspected(key) if ours else nullcontext(), _limited(work, lambda: record(late)):
             found = _outcome(run, point)
     except _TimeIsUp:
         found = late
