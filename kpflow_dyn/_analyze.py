@@ -341,13 +341,13 @@ def _name_of(model: Any) -> str:
 
 def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
     """Which steps do not count, and whether they are left out."""
-    of_task = None if task is None or task.mask is None else task.mask != 0
-    mask = of_task if flow.mask is None else flow.mask
-    if mask is None or mask.all():
-        return {}
-    if of_task is None:
-        return {"steps": f"{1 - mask.mean():.0%} of the steps do not count; they are left out"}
-    return {"steps": said_of_targets(mask, flow.mask is not None)}
+    of_task, of_flow = None if task is None else task.mask, flow.mask
+    if of_task is not None:
+        said = said_of_targets(of_task if of_flow is None else of_task * of_flow, of_flow is not None)
+    else:
+        on = np.True_ if of_flow is None else of_flow
+        said = "" if on.all() else f"{1 - on.mean():.0%} of the steps do not count; they are left out"
+    return {"steps": said} if said else {}
 
 
 def _equation(solution: Solution) -> dict[str, str]:

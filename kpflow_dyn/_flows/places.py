@@ -17,6 +17,7 @@ from kpflow_dyn._arrays import Array, array_namespace, like_numpy, to_numpy
 from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._problems.steps import AcceptedSteps
+from kpflow_dyn._shown import number
 from kpflow_dyn._spaces.operators import GramOperator, Operator, restriction
 from kpflow_dyn._spaces.space import Space
 
@@ -65,7 +66,26 @@ def reaching(places: np.ndarray) -> np.ndarray:
 
 
 def said_of_targets(mask: np.ndarray, left_out: bool) -> str:
-    """How many steps have no target, in a mask of a task [trial, time], and whether they are left out."""
+    """How many steps have no target, in a mask of a task [trial, time], and whether they are left out; "" if all have.
+
+    Weights of the loss are told too.
+    """
+    weights = said_of_weights(mask)
+    said = _said_of_steps(mask != 0, left_out), f"the mask has {weights}" * bool(weights)
+    return "; ".join(filter(None, said))
+
+
+def said_of_weights(mask: np.ndarray) -> str:
+    """That a mask holds weights, and from where to where they go; "" where what counts, counts alike."""
+    weights = mask[mask != 0]
+    if weights.size == 0 or weights.min() == weights.max():
+        return ""
+    return f"weights from {number(weights.min())} to {number(weights.max())}, which count in the loss alone"
+
+
+def _said_of_steps(mask: np.ndarray, left_out: bool) -> str:
+    if mask.all():
+        return ""
     behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
     shares = [f"{behind:.0%} of the steps lie behind the last target of their trial"] if behind else []
     shares += [f"{before:.0%} of the steps{' lie before it and' if behind else ''} have no target"] if before else []

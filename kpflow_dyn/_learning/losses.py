@@ -21,6 +21,7 @@ from kpflow_dyn._backend import Backend, Values, backend_for, backend_of
 from kpflow_dyn._flows.readout import LAYER
 from kpflow_dyn._shown import type_name
 
+IGNORED = -100  # the class that stands for none, as in torch
 SUM_TO_ONE = 1e-4  # how far probabilities may sum from one, as those of half precision do
 
 Loss = str | Callable[..., Array]
@@ -221,6 +222,18 @@ def full_mask(mask: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.broadcast_to(values, shape)
 
 
+def classes_that_count(target: Any) -> np.ndarray | None:
+    """Where class indices are not negative [trial, time]; None where all count, or where these are none.
+
+    Integers [trial, time, 1] may be plain numbers too, so that of these only -100 does not count.
+    """
+    values = to_numpy(target)
+    if values.dtype.kind != "i" or (values.ndim != 2 and values.shape[2:] != (1,)):
+        return None
+    counts = values.reshape(values.shape[:2]) >= 0
+    return None if counts.all() or (values.ndim > 2 and (values[~counts] != IGNORED).any()) else counts
+
+
 def counted(values: Array, mask: Array) -> Array:
     """Values where the mask is positive, and zeros elsewhere: NaN times zero would be NaN."""
     return array_namespace(values).where(mask > 0, values, array_namespace(values).zeros_like(values))
@@ -248,7 +261,9 @@ def _of_classes(target: np.ndarray, mask: Any) -> tuple[Callable[..., Array], np
     """The function (y, target, mask), and what it takes."""
     if target.dtype.kind in "iu":
         column = target.reshape((*target.shape[: -1 if target.shape[-1] == 1 else None], 1))
-        weights = full_mask(mask, column.shape).reshape(target.shape) * (target >= 0)
+        weights = full_mask(mask, column.shape).reshape(target.shape)
+        _check_negative(target, weights)
+        weights = weights * (target >= 0)
         if not weights.any():
             raise ValueError("no target counts: all class indices are negative or masked")
         indices = np.where(weights > 0, target, -1)
@@ -257,6 +272,16 @@ def _of_classes(target: np.ndarray, mask: Any) -> tuple[Callable[..., Array], np
     found = counted(target.astype(float), weights[..., None])
     _check_probabilities(found, weights)
     return _mean_of_classes, found, weights
+
+
+def _check_negative(target: np.ndarray, weights: np.ndarray) -> None:
+    """Raise for negative classes [trial, time, 1] that `classes_that_count` would not leave out elsewhere."""
+    left_out = (target < 0) & (weights > 0)
+    if target.shape[2:] == (1,) and left_out.any() and classes_that_count(target) is None:
+        raise ValueError(
+            f"class indices {list(target.shape)} hold {target.min()}: to leave such places out, give them as "
+            f"[trial, time], or write {IGNORED} for them"
+        )
 
 
 def _check_probabilities(target: np.ndarray, weights: np.ndarray) -> None:
@@ -322,13 +347,19 @@ def _fitting(target: Array, y: Array, last: int | None) -> Array:
 
 
 def _of_function(loss: Callable[..., Array], target: Any, mask: Any) -> OutputLoss:
-    if mask is not None:
+    if mask is not None and not _says_what_classes_say(mask, target):
         raise ValueError("a mask does not reach into a loss of your own; leave out inside of it what does not count")
 
     def function(y: Array, target: Any, _mask: Any) -> Array:
         return loss(y) if target is None else loss(y, target)
 
     return OutputLoss(function, target, None, "own")
+
+
+def _says_what_classes_say(mask: Any, target: Any) -> bool:
+    """Whether a mask leaves out the negative classes alone, which a function sees in its targets."""
+    counts = None if target is None else classes_that_count(target)
+    return counts is not None and np.array_equal(counts, to_numpy(mask))
 
 
 def _placed(values: Any, like: Array) -> Any:

@@ -21,7 +21,7 @@ from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._flows.places import said_of_targets
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import loss_of, outputs
-from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, default_loss, full_mask, softmax
+from kpflow_dyn._learning.losses import Loss, OutputLoss, classes_that_count, counted, default_loss, full_mask, softmax
 from kpflow_dyn._learning.recorder import Recorder, Recording
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
@@ -80,7 +80,8 @@ def track(
         targets: [trial, time, out], for the states if there is no readout. For the cross-entropy: class indices [trial,
             time] or probabilities. Their components come from the singular value decomposition of targets [trial time,
             out], the largest first; classes count as one-hot.
-        mask: [trial, time], where targets count. The operators are those of `flow.where(mask)`.
+        mask: m >= 0 [trial, time], where targets count. The operators are those of `flow.where(mask)`, without the
+            places of negative classes.
         loss: the loss that the model is trained with: "squared_error", "cross_entropy" of logits y, or a function (y,
             targets) -> number of shape (). By default the cross-entropy if targets are class indices, else the squared
             error.
@@ -130,13 +131,18 @@ class Settings:
     all_steps: bool = False
 
     @property
+    def weights(self) -> np.ndarray | None:
+        """How much each trial and time counts, at most, in the mask and among classes; None where all count alike."""
+        mask = self.mask if self.mask is None or self.mask.ndim < 3 else self.mask.max(-1)
+        of_classes = self.targets is not None and not callable(self.loss)
+        counts = classes_that_count(self.targets) if of_classes else None
+        return mask if counts is None else counts if mask is None else mask * counts
+
+    @property
     def with_target(self) -> np.ndarray | None:
         """The trials and times whose target counts, where some do not."""
-        if self.mask is None:
-            return None
-        places = np.asarray(self.mask > 0)
-        places = np.any(places, axis=-1) if places.ndim == 3 else places
-        return None if places.all() else places
+        places = None if self.weights is None else self.weights > 0
+        return None if places is None or places.all() else places
 
     @property
     def places(self) -> np.ndarray | None:
@@ -199,8 +205,8 @@ def _described(problem: Problem) -> str:
 
 
 def _said_of_steps(settings: Settings) -> dict[str, str]:
-    mask = settings.with_target
-    return {} if mask is None else {"steps": said_of_targets(mask, not settings.all_steps)}
+    said = "" if settings.weights is None else said_of_targets(settings.weights, not settings.all_steps)
+    return {"steps": said} if said else {}
 
 
 # Checkpoints

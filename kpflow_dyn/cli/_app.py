@@ -222,7 +222,7 @@ def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int |
     with stages() as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = kpflow_dyn.analyze(
-            flow, **asked, seed=seed, task=subject.task, readout=subject.readout, progress=progress
+            flow, **asked, seed=seed, task=_of_states(subject.task, flow), readout=subject.readout, progress=progress
         )
         warned = [*subject.about.get("warnings", "").splitlines(), *notes([*of_flow, *caught])]
         about = subject.about
@@ -263,6 +263,13 @@ def _linearised(subject: Subject, work: Work) -> Flow:
         solution = kpflow_dyn.solve(subject.problem)
     check_memory(solution.problem, tuple(solution.state.shape), work)
     return kpflow_dyn.linearize(solution)
+
+
+def _of_states(task: TaskData | None, flow: Flow) -> TaskData | None:
+    """The task, unless a module has other steps than its inputs; with a mask for them, it cannot do without."""
+    if task is None or task.mask is not None or task.inputs.shape[:2] == flow.ntk.domain.shape[:2]:
+        return task
+    return None
 
 
 def _render(dataset: xr.Dataset, found: dict[str, Choice]) -> dict[str, bytes]:

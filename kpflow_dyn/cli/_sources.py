@@ -67,10 +67,9 @@ def load(source: Network, seed: int, loss: str | None = None) -> tuple[Checkpoin
 
 
 def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem | StaticProblem, TaskData | None]:
-    """The user's own module, filled; the problem on its inputs; and the task, where it is one step by step."""
+    """The user's own module, filled; the problem on its inputs; and the task, where there is one."""
     from kpflow_dyn._checkpoint import load_checkpoint
     from kpflow_dyn._checkpoint.modules import cast, problem_of
-    from kpflow_dyn._problems.problems import DiscreteProblem
     from kpflow_dyn._solve import carry_state
     from kpflow_dyn.cli._user_code import module_from
 
@@ -87,7 +86,7 @@ def load_module(source: Network, seed: int) -> tuple[Checkpoint, DiscreteProblem
     problem = problem_of(cell, array, *names)
     if source.carry_state:
         problem = carry_state(problem, None if data is None else data.mask)  # type: ignore[arg-type]  # it refuses others
-    return network, problem, data if isinstance(problem, DiscreteProblem) else None
+    return network, problem, data
 
 
 def _with_start(network: Checkpoint, source: Network) -> Checkpoint:

@@ -99,6 +99,7 @@ def _module_on_inputs(source: Network, seed: int, threads: int | None) -> Subjec
         "title": f"Analysis of {source.module}",
         "checkpoint": source.checkpoint.name,
         "code": str(source.module),
+        **({} if data is None else {"task": data.name}),
         **said_of_options(source),
         "learning": "nothing is said, as a module of your own comes without a readout",
     } | attributes_of(network)

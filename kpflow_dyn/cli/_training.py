@@ -127,7 +127,7 @@ def compare(
         with stages() as progress, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             progress("running and linearising", 0, None)
-            both = [_linearised(source, seed, all_steps) for source in sources]
+            both = [_linearised(source, seed, loss, all_steps) for source in sources]
             progress("comparing", 0, None)
             found, about = _compared(both, {"k": modes, "samples": samples, "seed": seed}, loss)
         warned = notes(caught)
@@ -163,18 +163,16 @@ def _on_files(both: Sequence[Linearised], names: Sequence[str]) -> list[str]:
     return [line for name, each in said if any(each.values()) for line in as_found(name, each)]
 
 
-def _linearised(source: Network, seed: int, all_steps: bool) -> Linearised:
+def _linearised(source: Network, seed: int, loss: str | None, all_steps: bool) -> Linearised:
     import kpflow_dyn as kp
     from kpflow_dyn._flows.places import said_of_targets
 
-    network, data = load(source, seed)
+    network, data = load(source, seed, loss)
     found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data, source.carry_state)))
-    if data.mask is None or data.mask.all():
-        return Linearised(source.checkpoint, network, flow, *found, [])
-    mask = data.mask != 0
-    on_steps = [said_of_targets(mask, not all_steps)]
-    return Linearised(source.checkpoint, network, flow if all_steps else flow.where(mask), *found, on_steps)
+    said = "" if data.mask is None else said_of_targets(data.mask, not all_steps)
+    flow = flow if all_steps or data.mask is None else flow.where(data.mask != 0)
+    return Linearised(source.checkpoint, network, flow, *found, [said] if said else [])
 
 
 def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | None) -> tuple[Comparison, dict[str, Any]]:

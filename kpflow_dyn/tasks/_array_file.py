@@ -12,7 +12,9 @@ from kpflow_dyn.tasks._data import TaskData, check_arrays, count, is_indices
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, shaped as in `TaskData`.
+    """Trials from an .npz file with arrays `inputs` and, if you like, `targets` and `mask`, as in `TaskData`.
+
+    A mask of zeros and ones says which steps count; other numbers >= 0 are weights of the loss.
 
     The file is read without pickle, so it cannot run code.
 
@@ -37,12 +39,16 @@ class ArrayFile:
         if taken > len(inputs):
             raise ValueError(f"asked for {taken} trials, but {self.path} has {len(inputs)}")
         targets = _numbers_or_classes(arrays["targets"][:taken]) if "targets" in arrays else None
-        mask = arrays["mask"][:taken].astype(bool) if "mask" in arrays else None
+        mask = _switches_or_weights(arrays["mask"][:taken]) if "mask" in arrays else None
         return TaskData(inputs[:taken], targets, mask, name=Path(self.path).stem)
 
 
 def _numbers_or_classes(targets: np.ndarray) -> np.ndarray:
     return targets.astype(int if is_indices(targets) else float)
+
+
+def _switches_or_weights(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(bool if np.isin(mask, (0, 1)).all() else float)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays.memory import require_machine
+from kpflow_dyn._flows.places import said_of_weights
+from kpflow_dyn._learning.losses import classes_that_count
 from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some, type_name
 
 if TYPE_CHECKING:
@@ -29,16 +31,18 @@ class TaskData(Shown):
     Attributes:
         inputs: [trial, time, channel].
         targets: [trial, time, out]; or the right class at each place, integers [trial, time] or [trial, time, 1], of
-            which negative ones (-100) do not count; or None for inputs alone.
-        mask: [trial, time], True where the trial is on and its target counts; None where that is everywhere.
+            which negative ones do not count (of [trial, time, 1], which may be plain numbers, only -100); or None for
+            inputs alone.
+        mask: [trial, time], True where the trial is on and its target counts, or weights m >= 0 of the loss; None where
+            all count alike. It is zero where a class does not count.
         labels: what is known of each trial, by name; the first axis is the trial.
         name: the task's name.
         dt: milliseconds between two times, or None where the source does not say.
         outputs: a name for each output of the targets, or for each class; () where they have none.
 
     Raises:
-        TypeError, ValueError: arrays that are no finite numbers of these shapes, or another number of names than of
-            outputs; targets may hold NaN where the mask is zero.
+        TypeError, ValueError: arrays that are no finite numbers of these shapes, a mask that is negative somewhere or
+            zero everywhere, or another number of names than of outputs; targets may hold NaN where the mask is zero.
 
     >>> TaskData(np.zeros((8, 60, 2)), targets=np.ones((8, 60, 1))).mask is None
     True
@@ -55,6 +59,10 @@ class TaskData(Shown):
     def __post_init__(self) -> None:
         arrays = {"inputs": self.inputs, "targets": self.targets, "mask": self.mask}
         check_arrays({name: array for name, array in arrays.items() if array is not None}, f"the task {self.name}")
+        if self.targets is not None and (counts := classes_that_count(self.targets)) is not None:
+            object.__setattr__(self, "mask", counts if self.mask is None else self.mask * counts)
+        if self.mask is not None and not self.mask.any():
+            raise ValueError(f"no step of the task {self.name} counts: all are masked, or of negative class")
         if self.outputs and not self.fits(len(self.outputs)):
             raise ValueError(
                 f"outputs of the task {self.name} are {self.outputs}, expected {self.expected_outputs} names, or none"
@@ -66,7 +74,9 @@ class TaskData(Shown):
         if self.targets is not None:
             kind = f" classes, {self.classes}" if self.classes else ""
             rows += [("targets", axes_sizes((*trial_time, "out")[: self.targets.ndim], self.targets.shape) + kind)]
-        rows += [] if self.mask is None else [("mask", f"{np.mean(self.mask != 0):.0%} of the trials and times count")]
+        if self.mask is not None:
+            weights = f", with {said}" if (said := said_of_weights(self.mask)) else ""
+            rows += [("mask", f"{np.mean(self.mask != 0):.0%} of the trials and times count{weights}")]
         rows += [("labels", some(list(self.labels)))] if self.labels else []
         rows += [("outputs", some(self.outputs))] if self.outputs else []
         return f"TaskData of {self.name}", rows + ([] if self.dt is None else [("dt", f"{number(self.dt)} ms")])
@@ -267,6 +277,9 @@ def check_arrays(arrays: dict[str, np.ndarray], where: object) -> None:
     for name, array in arrays.items():
         counts = arrays["mask"] != 0 if name == "targets" and "mask" in arrays else everywhere
         _check_numbers(name, array, counts, where)
+    if "mask" in arrays and (arrays["mask"] < 0).any():
+        first = tuple(int(index) for index in np.argwhere(arrays["mask"] < 0)[0])
+        raise ValueError(f"mask in {where} is negative, first at {first}; expected weights >= 0, or True and False")
 
 
 def _check_numbers(name: str, array: np.ndarray, counts: np.ndarray, where: object) -> None:
