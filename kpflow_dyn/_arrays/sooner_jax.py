@@ -26,15 +26,26 @@ def soon(numbers: int) -> dict[str, Any]:
     return _known(**SOON) if numbers <= FEW else {}
 
 
-def filter_jit(function: Callable[..., Any], numbers: int) -> Callable[..., Any]:
-    """`equinox.filter_jit` with these options."""
-    return _filter_jit(function, numbers <= FEW)
+def jit(function: Callable[..., Any], options: dict[str, Any], **static: Any) -> Callable[..., Any]:
+    """`jax.jit` with these options, where it is no part of another program."""
+    return _or_within(jax.jit(function, compiler_options=options, **static), jax.jit(function, **static))
 
 
 @cache
-def _filter_jit(function: Callable[..., Any], few: bool) -> Callable[..., Any]:
+def filter_jit(function: Callable[..., Any], few: bool) -> Callable[..., Any]:
+    """`equinox.filter_jit`, where there are few numbers with their options."""
     jitted: Any = eqx.filter_jit  # which passes on what jax.jit takes
-    return jitted(function, compiler_options=soon(0) if few else {})
+    return _or_within(jitted(function, compiler_options=soon(0)), jitted(function)) if few else jitted(function)
+
+
+def _or_within(outermost: Callable[..., Any], part: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        try:
+            return outermost(*args)
+        except ValueError:  # so JAX refuses options of a part
+            return part(*args)
+
+    return call
 
 
 @cache

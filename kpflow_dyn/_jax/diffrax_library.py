@@ -21,7 +21,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import finite_rows
 from kpflow_dyn._arrays.sharding import empty_row, like_numpy, placed
-from kpflow_dyn._arrays.sooner_jax import filter_jit
+from kpflow_dyn._arrays.sooner_jax import FEW, filter_jit
 from kpflow_dyn._jax.complex_parts import real_leaves
 from kpflow_dyn._jax.field import Field
 from kpflow_dyn._problems.inputs import jumps_within, stops_of
@@ -32,6 +32,9 @@ from kpflow_dyn.ode._libraries import Failed, Options, Solved
 
 _CHUNK = 256
 """So many weights at once: one compilation serves any number of them."""
+
+_STEPS = 256
+"""Of a solve that takes long."""
 
 _ROOM = 2**22
 """Numbers of a state's steps that there is room for at first: 32 MiB in float64."""
@@ -157,7 +160,7 @@ def _integrate(
     room = most if options.steps is not None else min(max(_ROOM // problem.z0.size, 64), most)
     controller, wanted = controller_of(problem, solver, options), jnp.asarray(times, problem.z0.dtype)
     while True:
-        solve = filter_jit(_solve, problem.z0.size)
+        solve = filter_jit(_solve, _STEPS * problem.z0.size <= FEW)
         record = solve(Field(problem), problem.z0, wanted, solver, controller, room, alone)
         if room == most or not record.exhausted.any():
             return record

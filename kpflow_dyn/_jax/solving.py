@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kpflow_dyn._arrays.sooner_jax import filter_jit
+from kpflow_dyn._arrays.sooner_jax import FEW, filter_jit
 from kpflow_dyn._jax import rollout
 from kpflow_dyn._jax.checks import check_parameters, check_values, result_of
 from kpflow_dyn._jax.failures import cause_of, of_all_trials
@@ -33,7 +33,7 @@ def each_step(
     """step(model, row, z) of the rows [trial, time, ...] and the states before them; of the first ones, then zeros."""
     if count is None:
         return jax.vmap(jax.vmap(lambda row, z: step(model, row, z)))(rows, before)
-    return filter_jit(_each_step, before.size)(step, model, rows, before, np.asarray(count))
+    return filter_jit(_each_step, before.size <= FEW)(step, model, rows, before, np.asarray(count))
 
 
 def times_at_once(before: jax.Array) -> int:

@@ -18,7 +18,7 @@ from jax import lax
 
 from kpflow_dyn._arrays.memory import on_device
 from kpflow_dyn._arrays.sharding import shards
-from kpflow_dyn._arrays.sooner_jax import soon, sooner
+from kpflow_dyn._arrays.sooner_jax import jit, soon, sooner
 from kpflow_dyn._jax.linearised import Data
 from kpflow_dyn._jax.sites import inputs_of
 from kpflow_dyn._jax.step import Fixed
@@ -79,7 +79,7 @@ class Programs(Sweeps):
         def applied(data: Data, block: jax.Array, *more: Any) -> Any:
             return getattr(self.at(data), f"_{name}")(data, block, *more)
 
-        return jax.jit(applied, static_argnums=2 if name == "factorise" else None, compiler_options=options)
+        return jit(applied, options, static_argnums=2 if name == "factorise" else None)
 
     def _propagate(self, data: Data, q: jax.Array) -> jax.Array:
         """s_t = A_t s_{t-1} + q_t."""
