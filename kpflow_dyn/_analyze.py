@@ -22,6 +22,7 @@ from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.versions import versions_behind
 from kpflow_dyn._progress import Progress
+from kpflow_dyn._shown import counted
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -320,7 +321,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "model": problem.backend.models.describe(model),
         **({} if init is None else {"init": init.describe() if hasattr(init, "describe") else repr(init)}),
         **_equation(flow.solution),
-        "state": f"{trials} trials x {times} times x {units} units",
+        "state": f"{counted(trials, 'trial')} x {counted(times, 'time')} x {counted(units, 'unit')}",
         "parameters": flow.J.domain.size,
         "weight_sites": "; ".join(site.name for site in flow.sites),
         "dtype": str(flow.ntk.domain.dtype).removeprefix("torch."),

@@ -29,7 +29,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
         folder, replaced = Path(scratch, "new"), Path(scratch, "old")
         folder.mkdir()
-        yield folder
+        with _named(path):
+            yield folder
         if path.exists():
             path.rename(replaced)
         try:
@@ -45,8 +46,20 @@ def replaced(path: Path) -> Iterator[Path]:
     """A temporary name next to `path` that is renamed to it at the end, so that a kill leaves no partial file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
-    yield unfinished
+    with _named(path):
+        yield unfinished
     os.replace(unfinished, path)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the path in an OSError that names no file, as of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or isinstance(error, FileExistsError | FileNotFoundError):
+            raise
+        raise OSError(f"cannot write {path} ({error.strerror or error})") from error
 
 
 def _check_contents(path: Path, names: set[str], overwrite: bool) -> None:

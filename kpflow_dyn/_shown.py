@@ -87,16 +87,23 @@ def number(value: Any) -> str:
     return f"{value.real:.4g}{value.imag:+.4g}i"
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as: 1 trial, or 1,200 steps."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def with_error(value: float, stderr: float) -> str:
     """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
 
     Args:
-        value: the number.
+        value: the number; NaN is one that is not known.
         stderr: its standard error, left out where the digits shown would hide it.
 
     >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
     ('34.04 ± 0.48', '8126')
     """
+    if math.isnan(value):
+        return "not known"
     if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value):
         return f"{value:.4g}"
     power = math.floor(math.log10(max(abs(value), stderr)))

@@ -186,7 +186,7 @@ def every_other():
 
 def test_a_module_over_whole_sequences_keeps_the_mask(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(MODULE)
-    exec(scope_of, scope := {})
+    exec(MODULE, scope := {})
     torch.manual_seed(0)
     module = scope["Both"]().double()
     torch.save(module.state_dict(), tmp_path / "both.pt")

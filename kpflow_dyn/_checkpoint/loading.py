@@ -28,7 +28,7 @@ from kpflow_dyn._checkpoint.networks import (
 from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
 from kpflow_dyn._checkpoint.objects import CLASS, Skipped
 from kpflow_dyn._problems.parameters import CheckpointError, listing
-from kpflow_dyn._shown import Row, Shown, described
+from kpflow_dyn._shown import Row, Shown, counted, described
 from kpflow_dyn.tasks import TaskData
 
 
@@ -248,7 +248,7 @@ def _described(
 ) -> dict[str, str]:
     network = loading.network
     origin = loading.names.origins.get(network.whole, "")
-    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {_counted(getattr(cell, 'num_layers', 1), 'layer')}"
+    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {counted(getattr(cell, 'num_layers', 1), 'layer')}"
     sizes += {"gru": ", gates r, z, n", "lstm": ", gates i, f, g, o"}.get(network.model, "")
     said = {
         "key": network.key,
@@ -257,7 +257,7 @@ def _described(
         "nonlinearity": on_phi,
         "readout": "none found" if layer is None else f"the layer {readout!r}",
         "start": "zeros" if start is None else "init_state of the file, which does not learn here",
-        "left out": f"{_counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
+        "left out": f"{counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
         if unused
         else "",
     }
@@ -265,6 +265,8 @@ def _described(
         said["leak"] = _on_leak(loading, cell)
     if loading.of_psychrnn:
         said["cell"] += "; from PsychRNN" + (", Dale's law kept" if is_dale(network.weights(loading.names)) else "")
+    if loading.names.short:
+        said["precision"] = f"{' and '.join(loading.names.short)} in the file, float32 here"
     if loading.names.skipped:
         said["not made"] = "Python objects: " + listing(loading.names.skipped)
     return {subject: words for subject, words in said.items() if words or subject in ("key", "prefix")}
@@ -279,10 +281,6 @@ def _warn_of(others: dict[str, Tensor]) -> None:
             "whole network; fill your own module: load_checkpoint(path, module), or --module on the command line",
             stacklevel=4,
         )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' if number != 1 else ''}"
 
 
 def _on_leak(loading: _Loading, cell: Any) -> str:

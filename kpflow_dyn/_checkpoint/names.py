@@ -27,6 +27,7 @@ class Names:
         words: texts and truth values beside them, by name.
         skipped: names of classes and functions whose objects were not made.
         origins: of each prefix whose names were translated, from what.
+        short: the dtypes of half precision in the file, which become float32.
     """
 
     tensors: dict[str, Tensor]
@@ -34,6 +35,7 @@ class Names:
     words: dict[str, Any] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     origins: dict[str, str] = field(default_factory=dict)
+    short: tuple[str, ...] = ()
 
     def under(self, key: str) -> "Names":
         """Only what is under a key, the name of a mapping in the file."""
@@ -47,7 +49,7 @@ def named(tree: Any, as_torch: bool = True) -> Names:
 
     As in torch, a kernel [in, out] of flax is a weight [out, in]; and half precision becomes float32.
     """
-    found, keys, words, skipped = {}, {}, {}, {}
+    found, keys, words, skipped, halves = {}, {}, {}, {}, {}
     for path, leaf in _leaves(tree):
         name, key = ".".join(path), ".".join(path[:-1])
         if isinstance(leaf, str):
@@ -57,10 +59,11 @@ def named(tree: Any, as_torch: bool = True) -> Names:
         elif isinstance(leaf, Tensor) and not any(map(_OF_OPTIMISERS.fullmatch, path[:-1])):
             short = leaf.is_floating_point() and leaf.dtype.itemsize < torch.float32.itemsize
             value = leaf.detach().float() if as_torch and short else leaf.detach()
+            halves |= {str(leaf.dtype).removeprefix("torch."): True} if short else {}
             kernel = as_torch and path[-1:] == ("kernel",) and value.ndim == 2
             name = f"{key}.weight".removeprefix(".") if kernel else name
             found[name], keys[name] = value.T if kernel else value, key
-    return Names(found, keys, words, tuple(skipped))
+    return Names(found, keys, words, tuple(skipped), short=tuple(halves))
 
 
 def _leaves(tree: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

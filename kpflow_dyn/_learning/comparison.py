@@ -33,6 +33,7 @@ from kpflow_dyn._problems.versions import versions_of
 from kpflow_dyn._shown import ShownAsText, with_bar
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import on_rows
+from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, Estimate
 from kpflow_dyn.solvers._orthogonalise import combine
 
@@ -192,7 +193,16 @@ def _check_alike(a: Flow | Output, b: Flow | Output) -> None:
         outputs(flow)  # raises for what is no flow
     if not a.ntk.domain.matches(b.ntk.domain):
         what = "outputs" if isinstance(a, Output) and isinstance(b, Output) else "states"
-        raise ValueError(f"the {what} differ: {a.ntk.domain} and {b.ntk.domain}; compare models on the same inputs")
+        raise ValueError(f"the {what} differ: {a.ntk.domain} and {b.ntk.domain}; {_advice(a.ntk.domain, b.ntk.domain)}")
+
+
+def _advice(a: Space, b: Space) -> str:
+    """What to do about two spaces that do not match."""
+    if a.shape[:-1] != b.shape[:-1] or a.axes != b.axes or a.xp is not b.xp:
+        return "compare models on the same inputs"
+    if a.shape != b.shape:
+        return "to compare models of other sizes, give readouts with the same number of outputs"
+    return "take one dtype for both (--dtype on the command line)"
 
 
 def _of_states(a: Flow | Output, b: Flow | Output, name: str, samples: int | None, rng: Random) -> Estimate | None:

@@ -12,6 +12,8 @@ Sums over trials take further vectors, of each trial's own. Where J has few colu
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -371,12 +373,16 @@ def _squares(rows: Array) -> np.ndarray:
 
 
 def _alignment(ntk: Moments, K: Moments) -> Estimate:
-    """cos(K, A) from tr A K and |A|_F^2, which were found together, and from |K|_F^2."""
+    """cos(K, A) from tr A K and |A|_F^2, which were found together, and from |K|_F^2; NaN where one of them is zero."""
     if not (ntk.means[1] > 0 and K.means[1] > 0):
-        raise ValueError(
-            "alignment with the zero operator is not defined; check what the operators learn from. K of an ODE whose "
-            "start alone learns is zero, and flow.nodal has that of its steps, with the start"
+        warnings.warn(
+            "the alignment of K and the NTK is not known, as "
+            + ("K is zero: no parameter changes a step" if not K.means[1] > 0 else "the NTK is zero: nothing is learnt")
+            + ". Check what the operators learn from. K of an ODE whose start alone learns is zero, and flow.nodal has "
+            "that of its steps, with the start",
+            stacklevel=4,
         )
+        return Estimate(math.nan, math.nan, ntk.applications, ntk.method)
     covariance = np.zeros((3, 3))
     covariance[:2, :2], covariance[2, 2] = ntk.covariance[np.ix_([2, 1], [2, 1])], K.covariance[1, 1]
     means, count = np.array([ntk.means[2], ntk.means[1], K.means[1]]), max(ntk.count, K.count)

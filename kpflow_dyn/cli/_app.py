@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from kpflow_dyn.cli import _options as given
 from kpflow_dyn.cli._cost import Work, check_memory, cost_of, shape_before
 from kpflow_dyn.cli._doctor import doctor
 from kpflow_dyn.cli._found import in_analysis
+from kpflow_dyn.cli._records import as_json
 from kpflow_dyn.cli._report import PAGE, report
 from kpflow_dyn.cli._sources import Network
 from kpflow_dyn.cli._subject import Subject, subject_of
-from kpflow_dyn.cli._summary import print_summary
+from kpflow_dyn.cli._summary import print_summary, say
 from kpflow_dyn.cli._sweep import sweep
 from kpflow_dyn.cli._terminal import notes, plain_errors, print_notes
 from kpflow_dyn.cli._training import compare, track
@@ -215,7 +215,7 @@ def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int |
         progress("running and linearising", 0, None)
         flow = _linearised(subject, work)
         cost = cost_of(flow, work, time.perf_counter() - begin)
-    typer.echo(f"{cost}.")
+    say("", f"{cost}.", 0)
     if out.dry_run:
         return
     asked |= {"mask": asked["mask"](subject.task)} if "mask" in asked else {}
@@ -299,4 +299,4 @@ def _to_json(dataset: xr.Dataset, found: dict[str, Choice]) -> str:
         "versions": versions(dataset),
         "warnings": dataset.attrs["warnings"].splitlines(),
     }
-    return json.dumps(content, indent=2, ensure_ascii=False, default=lambda n: n.item(), allow_nan=False) + "\n"
+    return as_json(content)

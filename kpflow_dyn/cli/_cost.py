@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kpflow_dyn._progress import in_time
+from kpflow_dyn._shown import counted
 
 if TYPE_CHECKING:
     from kpflow_dyn._flows.flow import Flow
@@ -61,9 +62,10 @@ class Cost:
     bytes: float
 
     def __str__(self) -> str:
-        sizes = " x ".join(f"{size:,} {name}s" for size, name in zip(self.shape, self.axes, strict=True))
-        sizes = sizes.replace(" times", " steps")
-        return f"{sizes}, {self.parameters:,} parameters: about {in_time(self.seconds)} and {self.bytes / GB:.2g} GB"
+        names = ("step" if name == "time" else name for name in self.axes)
+        sizes = " x ".join(counted(size, name) for size, name in zip(self.shape, names, strict=True))
+        took = f"about {in_time(self.seconds)} and {self.bytes / GB:.2g} GB"
+        return f"{sizes}, {counted(self.parameters, 'parameter')}: {took}"
 
 
 def check_memory(problem: Problem, shape: tuple[int, ...] | None, work: Work) -> None:

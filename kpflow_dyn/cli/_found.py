@@ -55,7 +55,7 @@ def _of_network(source: Network, network: Checkpoint) -> dict[str, Choice]:
     found["readout"] = choice(name, _how(source.readout, GUESSED), "--readout", said)
     return found | {
         "start": _start(source, network),
-        "dtype": choice(dtype, _how(source.dtype, READ), "--dtype"),
+        "dtype": choice(dtype, _how(source.dtype, READ), "--dtype", _on_dtype(dtype, words.get("precision", ""))),
     }
 
 
@@ -68,12 +68,18 @@ def _start(source: Network, network: Checkpoint) -> Choice:
     return choice("zeros", GUESSED, "--carry-state", "zeros, in each trial")
 
 
+def _on_dtype(dtype: str, in_file: str) -> str:
+    """The dtype, and that of a file of half precision."""
+    return f"{dtype} ({in_file.partition(',')[0]})" if in_file else dtype
+
+
 def _of_task(source: Network, data: TaskData) -> dict[str, Choice]:
     option = "--x" if source.task is None else "--task"
     found = {"task": choice(data.name, GIVEN, option)}
     if source.task_options:
         found["task options"] = choice(source.task_options, GIVEN, "--task-option")
-    return found | {"trials": choice(len(data.inputs), _how(source.trials, GUESSED), "--trials")}
+    own = READ if source.task is None or source.task.endswith(".npz") else GUESSED  # a file holds so many, and no more
+    return found | {"trials": choice(len(data.inputs), _how(source.trials, own), "--trials")}
 
 
 def in_analysis(dataset: xr.Dataset, loss: str | None, all_steps: bool) -> dict[str, Choice]:

@@ -151,7 +151,7 @@ def task_options(given: Sequence[str] | None) -> dict[str, Any] | None:
             raise ValueError(f"--task-option {text}: give it as --{names.strip()}")
         inner = options
         for key in outer:
-            inner = inner.setdefault(key, {})
+            inner = inner.setdefault(key, {}) if isinstance(inner, dict) else inner
         if not isinstance(inner, dict) or name in inner:
             raise ValueError(f"--task-option {names} is given twice; leave one out")
         inner[name] = _value(value.strip())

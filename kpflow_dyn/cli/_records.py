@@ -1,4 +1,4 @@
-"""What `track` and `compare` write as JSON: all numbers with their standard errors, and how they were made."""
+"""What the commands write as JSON: all numbers with their standard errors, and how they were made."""
 
 from __future__ import annotations
 
@@ -58,8 +58,12 @@ def _json(numbers: dict[str, Any], dataset: xr.Dataset) -> str:
 
     made = {"settings": settings(dataset), "versions": versions(dataset)}
     warnings = dataset.attrs.get("warnings", "").splitlines()
-    content = _plain(numbers | made | {"warnings": warnings})
-    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return as_json(numbers | made | {"warnings": warnings})
+
+
+def as_json(content: Any) -> str:
+    """Indented, with null where a number is NaN or infinite."""
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -30,18 +30,18 @@ def print_summary(dataset: xr.Dataset, found: Mapping[str, Choice], everything: 
 
     typer.echo(dataset.attrs["title"])
     for label, text in _about(dataset, found).items():
-        _say(label, text)
+        say(label, text)
     typer.echo()
     if has_learning(dataset):
         lead = learning_lead(dataset)
         for text in lead if everything or "optimizer_steps" in dataset else lead[:1]:
-            _say("", text, 0)
+            say("", text, 0)
         if way := str(dataset.part_words.values[0]):
-            _say("", f"What stands in the way: {way}.", 0)
+            say("", f"What stands in the way: {way}.", 0)
     elif "loss" in dataset:
-        _say("", "The loss is 0: nothing is left to be learnt.", 0)
+        say("", "The loss is 0: nothing is left to be learnt.", 0)
     elif "learning" in dataset.attrs:
-        _say("", f"On what will be learnt: {dataset.attrs['learning']}.", 0)
+        say("", f"On what will be learnt: {dataset.attrs['learning']}.", 0)
     typer.echo()
     _print_ranks(dataset)
     if everything:
@@ -64,13 +64,13 @@ def _about(dataset: xr.Dataset, found: Mapping[str, Choice]) -> dict[str, str]:
 
 def _print_ranks(dataset: xr.Dataset) -> None:
     """How many modes carry what learning moves, each with the share of the first."""
-    _say("", "How training can move the activity: modes in use (participation ratio), and the share of the first.", 0)
+    say("", "How training can move the activity: modes in use (participation ratio), and the share of the first.", 0)
     for kind, (label, noun) in KINDS.items():
         values = dataset[f"{kind}_eigenvalue"].values
         share = f"; the first {kind} mode carries {values[0] / values.sum():.0%}" if values.sum() > 0 else ""
-        _say(label, f"{_rank(dataset, kind)} {noun}{share}")
-    _say("overall", f"{_rank(dataset, 'ntk')} directions of all trajectories (NTK)")
-    _say("activity", f"{_rank(dataset, 'state')} principal components, of the activity itself")
+        say(label, f"{_rank(dataset, kind)} {noun}{share}")
+    say("overall", f"{_rank(dataset, 'ntk')} directions of all trajectories (NTK)")
+    say("activity", f"{_rank(dataset, 'state')} principal components, of the activity itself")
 
 
 def _rank(dataset: xr.Dataset, name: str) -> str:
@@ -78,8 +78,8 @@ def _rank(dataset: xr.Dataset, name: str) -> str:
     return f"{float(rank):.3g} of {rank.attrs['dimension']:,}"
 
 
-def _say(label: str, text: str, indent: int = LABEL) -> None:
-    """A paragraph, with a label before it."""
+def say(label: str, text: str, indent: int = LABEL) -> None:
+    """A paragraph that fits the terminal, with a label before it."""
     width = max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
     first = f"  {label}".ljust(indent)[:indent]
     lines = textwrap.wrap(text, width - indent, break_long_words=False, break_on_hyphens=False)
@@ -113,4 +113,4 @@ def _print_rows(rows: Table) -> None:
     Console().print(table)
     for row in rows.rows:
         if row[-1] != "-":
-            typer.echo(f"{rows.header[-1]} of {row[0]}: {row[-1]}")
+            say("", f"{rows.header[-1]} of {row[0]}: {row[-1]}", 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 import warnings
@@ -36,14 +38,22 @@ def plain_errors(debug: bool, interrupted: str = "nothing was written") -> Itera
             yield
     except KeyboardInterrupt as error:
         _fail(f"interrupted: {str(error) or interrupted}", 128 + getattr(error, "signal", signal.SIGINT))
+    except BrokenPipeError:
+        raise  # typer ends quietly: whoever read the output wants no more of it
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if debug:
             raise
-        _fail(_missing(error) or str(error), 2)
+        _fail(_missing(error) or _full(error) or str(error), 2)
     except Exception as error:
         if debug:
             raise
         _fail(f"{type(error).__name__}: {error}; see --debug", 1)
+
+
+def _full(error: Exception) -> str:
+    """What could not be written, where an error of a full disk names no file."""
+    no_file = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
+    return f"cannot write to the standard output ({os.strerror(errno.ENOSPC)})" if no_file else ""
 
 
 def _missing(error: Exception) -> str:

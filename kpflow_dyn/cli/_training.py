@@ -182,7 +182,8 @@ def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | Non
     from kpflow_dyn._problems.versions import versions_behind
 
     names, data, flows = short_names(*(one.file for one in both)), both[0].data, [one.flow for one in both]
-    trials, times, units = flows[0].ntk.domain.shape
+    trials, times, _units = flows[0].ntk.domain.shape
+    units = " and ".join(dict.fromkeys(str(flow.ntk.domain.shape[-1]) for flow in flows))
     about = {"task": data.name, "trials": f"{trials} x {times} times x {units} units", **asked}
     about |= {"steps": both[0].on_steps[0]} if both[0].on_steps else {}
     about |= versions_behind(flows[0].solution.problem)
@@ -246,14 +247,15 @@ def _tracked(
 
     def at(step: int) -> tuple[DiscreteProblem, Any]:
         network, data = load(dataclasses.replace(source, checkpoint=run.file(step)), seed)
-        return posed(network, data, source.carry_state), network.readout
+        return posed(network, data, source.carry_state), readout_of(network, data, False)[0]
 
     first, data = load(dataclasses.replace(source, checkpoint=run.file(run.steps[0])), seed)
-    known = first.readout is not None and data.targets is not None
-    layer, _said = readout_of(first, data, source.readout is not None)
+    layer, on_readout = readout_of(first, data, source.readout is not None)
+    if layer is None and loss is not None:
+        raise ValueError(f"--loss is that of a readout and its targets: {on_readout}")
     if layer is not None and loss is None:
         loss = loss_of_task(data, (*data.inputs.shape[:2], layer.out_features))
-    settings = Settings(samples, seed, data.targets if known else None, data.mask, loss, all_steps)
+    settings = Settings(samples, seed, None if layer is None else data.targets, data.mask, loss, all_steps)
     starts = "carried" if source.carry_state else "apart"
     found = track_checkpoints(recorded(run, at), posed(first, data).x, settings, f"trials {starts}", out, True)
     title = f"{last.model.upper()} of {last.cell.hidden_size} units over {len(run.steps)} checkpoints on {data.name}"
@@ -262,9 +264,11 @@ def _tracked(
         "run": str(run.folder),
         "task": data.name,
         **said_of_options(source),
+        "learning": on_readout,
         **attributes_of(last),
     }
-    return found.assign_attrs(about), as_found(last_file.name, last.found)
+    without = [f"On the loss: {on_readout}."] if layer is None else []
+    return found.assign_attrs(about), [*without, *as_found(last_file.name, last.found)]
 
 
 def _write_track(dataset: xr.Dataset, out: Path) -> None:

@@ -88,7 +88,7 @@ def learning_table(dataset: xr.Dataset) -> Table:
 
 
 def as_records(dataset: xr.Dataset) -> list[dict[str, Any]]:
-    """The parts as plain values, for JSON: a text where a number is not finite."""
+    """The parts as plain values, for JSON: a text where a number is infinite, None where it is not known."""
     names = (
         ("loss", "share", "accuracy", "half", "tenth", "unreached", "rate", "words") if has_learning(dataset) else ()
     )
@@ -117,7 +117,9 @@ def _name(dataset: xr.Dataset) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str) or math.isfinite(value) else str(value)
+    if isinstance(value, str) or math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
 
 
 def _by_optimizer(dataset: xr.Dataset) -> str:

@@ -17,6 +17,7 @@ NAMES = {
     "found_cell": "found in the file",
     "found_readout": "readout found",
     "found_start": "first state",
+    "found_precision": "precision of the file",
     "learning": "readout",
     "readout": "outputs",
     "largest_rate": "fastest rate of learning",

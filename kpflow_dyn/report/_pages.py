@@ -104,6 +104,8 @@ def _named(text: str) -> str:
 
 
 def _learnable(dataset: xr.Dataset, found: dict) -> str:
+    if not found["ntk_trace"]["value"]:
+        return "The NTK is zero: gradient descent on these parameters changes no state that counts."
     carried = [_carried(shares(dataset, kind), found[f"{kind}_effective_rank"]) for kind in PATTERNS]
     return (
         f"Of what gradient descent can change in the states, the first pattern in time {carried[0]}. Of patterns over "
