@@ -97,15 +97,17 @@ def with_error(value: float, stderr: float) -> str:
 
     Args:
         value: the number; NaN is one that is not known.
-        stderr: its standard error, left out where the digits shown would hide it.
+        stderr: its standard error, left out where the digits shown would hide it; NaN or inf where it is not known.
 
-    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0)
-    ('34.04 ± 0.48', '8126')
+    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0), with_error(34.04, float("nan"))
+    ('34.04 ± 0.48', '8126', '34.04 ± unknown')
     """
     if math.isnan(value):
         return "not known"
-    if not math.isfinite(stderr) or stderr <= INVISIBLE * abs(value):
+    if not math.isfinite(value) or stderr <= INVISIBLE * abs(value):
         return f"{value:.4g}"
+    if not math.isfinite(stderr):
+        return f"{value:.4g} ± unknown"
     power = math.floor(math.log10(max(abs(value), stderr)))
     if -3 <= power < 5:
         digits = max(0, 1 - math.floor(math.log10(stderr)))

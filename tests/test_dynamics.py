@@ -146,6 +146,12 @@ def test_henon() -> None:
     assert np.isnan(few.dimension)
 
 
+def test_an_error_that_is_not_known_is_said_to_be_unknown() -> None:
+    problem = kp.DiscreteProblem(Henon(), torch.zeros(1, 1, 1).double(), torch.zeros(1, 2).double())
+    found = lyapunov_spectrum(problem)
+    assert np.isnan(found.stderr).all() and str(found).count("± unknown") == 2
+
+
 def test_lorenz() -> None:
     problem = lorenz_problem(150, 10.0)
     on_attractor = kp.solve(problem, "rk4", steps=0.025).state[:, -1]

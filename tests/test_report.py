@@ -530,6 +530,12 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         (1.5e-7, 2e-9, "(1.500 ± 0.020)e-7"),
         (0.0, 0.0, "0"),
         (0.25978512, 4.9e-13, "0.2598"),
+        (1.0, np.nan, "1 ± unknown"),
+        (1.0, np.inf, "1 ± unknown"),
+        (0.0, np.nan, "0 ± unknown"),
+        (np.nan, 0.1, "nan"),
+        (np.nan, np.nan, "nan"),
+        (-np.inf, 0.1, "-inf"),
     ],
 )
 def test_numbers_are_written_to_the_digits_that_their_error_leaves(value: float, stderr: float, text: str) -> None:

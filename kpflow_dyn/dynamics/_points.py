@@ -26,8 +26,15 @@ AXES = {
     "is_fixed": ("point",),
     "inputs": ("point", "input"),
     "starts": ("point",),
+    "is_neutral": ("point", "eigenvalue"),
+    "is_degenerate": ("point",),
 }
-DERIVED = {"index": ("point",), "unstable": ("point",), "time_constants": ("point", "eigenvalue")}
+DERIVED = {
+    "index": ("point",),
+    "is_marginal": ("point",),
+    "unstable": ("point",),
+    "time_constants": ("point", "eigenvalue"),
+}
 SHOWN = 12
 
 
@@ -47,10 +54,13 @@ class FixedPoints(Shown):
         eigval_J_xstar: its eigenvalues [n, unit], the slowest to decay first. These have the largest magnitude; for a
             field the largest real part.
         eigvec_J_xstar: its eigenvectors as columns [n, unit, unit].
-        is_stable: whether all eigenvalues have |l| < 1; for a field Re l < 0 [n].
+        is_stable: whether all eigenvalues have |l| < 1; for a field Re l < 0 [n]. False where round-off hides it.
         is_fixed: whether the point is fixed to round-off, rather than slow [n].
         inputs: x [n, input].
         starts: how many starts led there [n].
+        is_neutral: which eigenvalues have |l| = 1, or of a field Re l = 0, to round-off of the model's dtype [n, unit].
+        is_degenerate: whether dF/dz - 1, or df/dz, is singular to half the digits [n], so that the point may be one of
+            a line or ring, or several points.
         continuous: whether they are points of a field.
         states: where the search looked [trial, time, unit]: the states of the solution, or the starts.
         tried: how many starts were made in all.
@@ -75,6 +85,8 @@ class FixedPoints(Shown):
     inputs: np.ndarray
     starts: np.ndarray
     continuous: bool = False
+    is_neutral: np.ndarray = field(kw_only=True)
+    is_degenerate: np.ndarray = field(kw_only=True)
     states: np.ndarray = field(kw_only=True)
     tried: int = field(kw_only=True)
     complete: bool | None = field(kw_only=True)
@@ -82,10 +94,13 @@ class FixedPoints(Shown):
 
     def _shown(self) -> tuple[str, list[Row]]:
         fixed, kind = self.is_fixed, "field" if self.continuous else "map"
-        stable, unstable = (int((fixed & which).sum()) for which in (self.is_stable, ~self.is_stable))
+        counts = [(name, int((fixed & which).sum())) for name, which in self._kinds().items()]
+        kinds = ", ".join(f"{count} {name}" for name, count in counts if count or name != "marginal")
+        sums = f"their indices sum to {self.index[fixed].sum()}"
+        told = "no index sum, as some are degenerate" if self.is_degenerate[fixed].any() else sums
         known = {True: "yes, as far as can be seen", False: "no", None: "unknown"}[self.complete]
         rows: list[Row] = [("xstar", axes_sizes(("point", "unit"), self.xstar.shape))]
-        rows += [("fixed", f"{stable} stable, {unstable} unstable; their indices sum to {self.index[fixed].sum()}")]
+        rows += [("fixed", f"{kinds}; {told}")]
         rows += [("slow", f"{(~fixed).sum()}"), ("complete", f"{known}, from {self.tried} starts")]
         rows += [("", reason) for reason in self.missing.split("; ") if reason]
         return f"{len(self)} fixed and slow points of a {kind}", rows
@@ -103,15 +118,25 @@ class FixedPoints(Shown):
         """sign det(1 - dF/dz), of a field sign det(-df/dz) [n]: 1 where an even number of real eigenvalues is unstable.
 
         Of dynamics that map some ball into itself the indices of all fixed points sum to one, if none is degenerate
-        (Lefschetz, Poincare, Hopf): another sum over those that `is_fixed` says that some were not found.
+        (Lefschetz, Poincare, Hopf): another sum over those that `is_fixed` says that some were not found. 0 of
+        degenerate points, whose index is not known.
         """
         J = -self.J_xstar if self.continuous else np.eye(self.xstar.shape[1]) - self.J_xstar
-        return np.linalg.slogdet(J).sign.astype(int)
+        return np.where(self.is_degenerate, 0, np.linalg.slogdet(J).sign).astype(int)
 
     @property
     def unstable(self) -> np.ndarray:
         """How many directions grow away from each point [n]: eigenvalues with |l| > 1, of a field Re l > 0."""
         return (self._rates > 0).sum(1)
+
+    @property
+    def is_marginal(self) -> np.ndarray:
+        """Whether no direction grows, but some neither grow nor decay, to round-off [n]. So neither is known."""
+        return (self.unstable == 0) & self.is_neutral.any(1)
+
+    def _kinds(self) -> dict[str, np.ndarray]:
+        """Of which kind each point is [n]."""
+        return {"stable": self.is_stable, "unstable": self.unstable > 0, "marginal": self.is_marginal}
 
     @property
     def time_constants(self) -> np.ndarray:
@@ -120,13 +145,14 @@ class FixedPoints(Shown):
         Negative where it grows by e instead, infinite where it does neither.
         """
         with np.errstate(divide="ignore"):
-            return -1 / self._rates
+            return np.where(self._rates == 0, np.inf, -1 / self._rates)
 
     @property
     def _rates(self) -> np.ndarray:
-        """At which the eigenvectors' parts grow [n, unit], per step or unit of time."""
+        """At which the eigenvectors' parts grow [n, unit], per step or unit of time; 0 where they are neutral."""
         with np.errstate(divide="ignore"):
-            return self.eigval_J_xstar.real if self.continuous else np.log(np.abs(self.eigval_J_xstar))
+            rates = self.eigval_J_xstar.real if self.continuous else np.log(np.abs(self.eigval_J_xstar))
+        return np.where(self.is_neutral, 0.0, rates)
 
     def table(self, most: int = SHOWN) -> str:
         """A line for each of the first points: its kind, unstable directions, slowest time constant, starts and q."""
@@ -134,7 +160,7 @@ class FixedPoints(Shown):
         lines = [
             f"{'point':>5}  {'kind':8}  {'unstable directions':>19}  {'slowest (' + unit + ')':>15}  starts        q"
         ]
-        kinds = np.where(~self.is_fixed, "slow", np.where(self.is_stable, "stable", "unstable"))
+        kinds = np.select([~self.is_fixed, *self._kinds().values()], ["slow", *self._kinds()], "")
         for n in range(min(most, len(self))):
             slowest = self.time_constants[n][np.abs(self._rates[n]).argmin()]
             lines.append(

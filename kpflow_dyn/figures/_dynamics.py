@@ -35,9 +35,9 @@ def components(found: PCA) -> Figure:
 def fixed_points(found: FixedPoints) -> Figure:
     """Points in the plane of the states' first two principal components, with their unstable and slowest directions.
 
-    Stable points are filled, unstable ones hollow, slow ones crosses, if they are near the others. A segment is an
-    eigenvector seen in this plane: each that grows, and at a stable point the one that decays slowest. The slower, the
-    longer, up to a limit.
+    Stable points are filled, unstable ones hollow, marginal ones diamonds, slow ones crosses, if they are near the
+    others. A segment is an eigenvector seen in this plane: each that grows, and at a stable point the one that decays
+    slowest. The slower, the longer, up to a limit.
     """
     figure, axes = new_figure(4.4)
     plane = pca(found.states, min(2, found.states.shape[2]))
@@ -46,7 +46,8 @@ def fixed_points(found: FixedPoints) -> Figure:
     _draw_directions(axes, found, places, _in_plane(plane.project(plane.mean + np.eye(len(plane.mean)))))
     kinds = {
         "stable": (found.is_stable & found.is_fixed, "o", series()[0], series()[0]),
-        "unstable": (~found.is_stable & found.is_fixed, "o", axes.get_facecolor(), series()[1]),
+        "unstable": ((found.unstable > 0) & found.is_fixed, "o", axes.get_facecolor(), series()[1]),
+        "marginal": (found.is_marginal & found.is_fixed, "D", axes.get_facecolor(), series()[3]),
         "slow": (~found.is_fixed, "x", "none", series()[2]),
     }
     for name, (which, marker, inside, edge) in kinds.items():
