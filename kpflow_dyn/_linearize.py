@@ -174,17 +174,19 @@ def _flow_of_ode(
 
 
 def tangent_of_dynamics(
-    sol: DiscreteSolution | ODESolution | HybridSolution | SteppedSolution, between_times: bool = False
+    sol: DiscreteSolution | ODESolution | HybridSolution | SteppedSolution,
+    between_times: bool = False,
+    parts: int = 1,
 ) -> Tangent:
     """The tangent of a solution's steps z_{t-1} -> z_t; of an ODE of the accepted ones, the first of length zero.
 
     What learns is no matter of the dynamics, so frozen parameters count too. Of an SDE or a DDE it is that of all
-    steps, or from one time of the grid to the next.
+    steps, or from one time of the grid to the next. Steps of an ODE may be divided into a number of equal parts.
     """
     if isinstance(sol, SteppedSolution):
         return (tangent_between_times if between_times else tangent_of_steps)(sol, lambda _name: True)  # type: ignore
     if isinstance(sol, HybridSolution):
         return tangent_between_nodes(sol, lambda _name: True)[0]
     if isinstance(sol, ODESolution):
-        return tangent_of_accepted_steps(sol, lambda _name: True)
+        return tangent_of_accepted_steps(sol, lambda _name: True, parts)
     return tangent_of_cell(sol, lambda _name: True, from_start=True)[0]

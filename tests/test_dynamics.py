@@ -254,6 +254,31 @@ def test_finite_time_exponents_of_a_field() -> None:
         np.testing.assert_allclose(values, np.log(np.linalg.svd(expm(W * t)).S) / t, atol=1e-5)
 
 
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_exponents_near_rest_are_those_of_the_flow(framework: str, x64: None) -> None:
+    """There a solver's steps are as long as stability allows, and contract by less than the flow."""
+    rates = np.array([-1.5, -10.3])
+    W = np.diag(rates) + np.array([[0.0, 2.0], [0.0, 0.0]])
+    if framework == "torch":
+        problem = kp.ODEProblem(Linear(W), torch.ones(1, 2).double(), (0.0, 6.0))
+    else:
+        rate = jax.tree_util.Partial(lambda W, t, z: W @ z, jnp.asarray(W))
+        problem = kp.ODEProblem(rate, jnp.ones((1, 2)), (0.0, 6.0))
+    with jax.enable_x64(True):
+        sol = kp.solve(problem)
+        found = lyapunov_spectrum(sol, transient=3.0)
+    np.testing.assert_allclose(found.mean, rates, rtol=3e-3)
+
+
+def test_exponents_of_steps_that_never_converge_are_warned_of(x64: None) -> None:
+    rate = jax.tree_util.Partial(lambda W, t, z: W @ z, jnp.diag(jnp.array([-1.0, -200.0])))
+    problem = kp.ODEProblem(rate, jnp.array([[1.0, 0.0]]), (0.0, 1.0))
+    sol = kp.solve(problem, diffrax.ImplicitEuler(), steps=0.125)
+    with pytest.warns(UserWarning, match="from rank 2 on the exponents are not accurate: .* still changes by"):
+        found = lyapunov_spectrum(sol)
+    assert found.mean[1] < -100 < -2 < found.mean[0]
+
+
 # Both frameworks
 
 

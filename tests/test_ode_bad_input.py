@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kpflow_dyn as kp
+from kpflow_dyn.ode._replay import check_same, rounding_of
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -203,6 +204,36 @@ def test_fields_with_a_memory_do_not_replay() -> None:
 
     with pytest.raises(ValueError, match=r"another result when it is replayed"):
         kp.solve(in_jax(random, z0=jnp.ones((1, 4)), t=(0.0, 1.0)), steps=0.5)
+
+
+def test_round_off_of_large_terms_near_rest_is_no_noise() -> None:
+    """Of terms that cancel, so that it is large beside the state that is left; here drawn, or counted."""
+    drawn, calls = np.random.default_rng(0), []
+
+    def rounded(W: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct((), z.dtype)
+        return -5.0 * z @ W + 1e-13 * jax.pure_callback(lambda: np.asarray(drawn.standard_normal()), shape)
+
+    def rounded_in_torch(W: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        calls.append(1)
+        return -5.0 * z @ W + 1e-13 * (len(calls) % 3 if len(calls) > 20 else 0)
+
+    for problem in (in_jax(rounded, jnp.ones((1, 4)), (0.0, 4.0)), in_torch(rounded_in_torch, t=(0.0, 4.0))):
+        assert float(abs(kp.solve(problem).state[:, -1]).max()) < 1e-7
+
+
+def test_what_a_replayed_step_may_differ_by() -> None:
+    tableau = kp.ode.Tableau(np.zeros((1, 1)), np.ones(1), np.zeros(1), lambda theta: theta[..., None] - 1)
+    states = torch.tensor([[[2.0], [1e-9]], [[1e-9], [1e-9]]], dtype=torch.float64)
+    steps = kp.ode.AcceptedSteps.between(tableau, np.array([0.0, 1.0]), states)
+    loose, tight = rounding_of(steps, 1e-8), rounding_of(steps, 0.0)
+    eps = np.finfo(float).eps
+    np.testing.assert_allclose(tight, 1e3 * eps * np.array([2.0, 1e-9]))  # of the largest state of the trial
+    np.testing.assert_allclose(loose - tight, [1e-9, eps**0.5 * 1e-9])  # a tenth of atol, at most half the digits
+    times, rounding = np.zeros((2, 1)), np.array([1e-9, 1e-12])
+    check_same(np.array([[5e-10], [0.0]]), np.zeros((2, 1)), times, rounding)
+    with pytest.raises(ValueError, match="another result"):
+        check_same(np.array([[0.0], [5e-10]]), np.zeros((2, 1)), times, rounding)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "fehlberg2", "scipy_solver"])

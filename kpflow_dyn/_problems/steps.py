@@ -57,6 +57,7 @@ class AcceptedSteps(Shown):
             avoids the ends of its steps, differs from this by round-off.
         stages: the stage derivatives k [trial, step, stage, unit] of an implicit method; None where they are explicit
             and are evaluated again.
+        rounding: by how much a step that is taken again may differ, from round-off [trial]; `solve` sets it.
 
     Raises:
         ValueError: steps of an implicit method without their stages.
@@ -71,6 +72,7 @@ class AcceptedSteps(Shown):
     after: Array
     stage_times: np.ndarray = None  # type: ignore[assignment]
     stages: Array | None = None
+    rounding: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.stage_times is None:
@@ -111,7 +113,7 @@ class AcceptedSteps(Shown):
         t, dt, stage_times = (a[np.arange(len(places))[:, None], places] for a in (self.t, self.dt, self.stage_times))
         before, after = taken(self.before, places), taken(self.after, places)
         k = None if self.stages is None else taken(self.stages, places)
-        return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k)
+        return AcceptedSteps(self.tableau, t, dt, before, after, stage_times, k, self.rounding)
 
     def padded(self, rounded: Callable[[int], int], z0: Array) -> AcceptedSteps:
         """The same with steps of length zero at t0, up to a number that solves of similar length share.
@@ -138,6 +140,7 @@ class AcceptedSteps(Shown):
             states(self.after, first),
             filled(self.stage_times, t0[..., None] + 0 * self.stage_times[:, :1]),
             None if self.stages is None else states(self.stages, 0 * to_numpy(self.stages)[:, :1]),
+            self.rounding,
         )
 
     def locate(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from kpflow_dyn._recurrence.tangent import FromStart, Propagation, StepsTangent,
 from kpflow_dyn._spaces.operators import Apply, Operator, on_spaces
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.ode._discretise import Nodes, RungeKuttaStep, field_step
+from kpflow_dyn.ode._replay import divided
 from kpflow_dyn.ode._variational import Variational
 
 TIGHT = {"float64": InterpolatingAdjoint(1e-10, 1e-12), "float32": InterpolatingAdjoint(1e-5, 1e-6)}
@@ -127,10 +128,13 @@ def _equations(sol: ODESolution, model: Any, field: Tangent, alg: InterpolatingA
     ) from reason
 
 
-def tangent_of_accepted_steps(sol: ODESolution, params: Choice) -> Tangent:
-    """The tangent of the steps that the solver took, the first one of length zero."""
+def tangent_of_accepted_steps(sol: ODESolution, params: Choice, parts: int = 1) -> Tangent:
+    """The tangent of the steps that the solver took, the first one of length zero; or of equal parts of each."""
     assert sol.steps is not None
-    return _tangent_of_steps(sol, sol.steps, _model(sol, params), with_stages=False)
+    model = _model(sol, params)
+    if parts > 1:
+        return _tangent_along(sol, sol.steps.tableau, model, *divided(sol.problem, sol.steps, parts))
+    return _tangent_of_steps(sol, sol.steps, model, with_stages=False)
 
 
 def _model(sol: ODESolution, params: Choice) -> Any:
@@ -152,14 +156,17 @@ def _tangent_of_steps(sol: ODESolution, steps: AcceptedSteps, model: Any, with_s
 
 def _nodes_tangent(sol: ODESolution, tableau: Tableau, model: Any) -> Tangent:
     """The recurrence from node to node, by one step of the method along the solution."""
-    times = sol.nodes
-    step = RungeKuttaStep(tableau, sol.state.shape[2], input_width(sol.problem), False)
-    dt = np.diff(times, prepend=times[:1])
-    start = times - dt
-    stage_times = start[:, None] + tableau.c * dt[:, None]
-    every = np.ones((len(sol.state), 1, 1))
+    dt, every = np.diff(sol.nodes, prepend=sol.nodes[:1]), np.ones((len(sol.state), 1))
     before = after(sol.state[:, 0], sol.state)
-    rows = step.rows(sol.problem, every[..., 0] * dt, every * stage_times, before)
+    return _tangent_along(sol, tableau, model, every * (sol.nodes - dt), every * dt, before)
+
+
+def _tangent_along(
+    sol: ODESolution, tableau: Tableau, model: Any, start: np.ndarray, dt: np.ndarray, before: Array
+) -> Tangent:
+    """Steps of the method from states of the solution, at times `start` and of length dt [trial, step]."""
+    step = RungeKuttaStep(tableau, sol.state.shape[2], input_width(sol.problem), False)
+    rows = step.rows(sol.problem, dt, start[..., None] + tableau.c * dt[..., None], before)
     return tangent_of(model, sol.problem.backend.solving, step, rows, before)
 
 

@@ -9,6 +9,9 @@ from kpflow_dyn._linearize import tangent_of_dynamics
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution
 from kpflow_dyn._problems.stepped import SteppedSolution
 
+MOST_PARTS = 64  # of a step of a solver
+AGREE = 0.01  # by which part of their size exponents may change when steps are halved
+
 Stepwise = DiscreteSolution | ODESolution | SteppedSolution
 
 
@@ -55,17 +58,59 @@ class Blocks:
             raise ValueError(f"no step ends within a horizon of {horizon:g}; the first ends at {self.end.max(0)[0]:g}")
         return last
 
-    def factors(self, directions: Array) -> np.ndarray:
-        """R [trial, block, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from Q = directions [k, trial, unit]."""
+    def factors(self, directions: Array, counted: np.ndarray) -> np.ndarray:
+        """R [trial, block, k, k] of A_t ... A_{t-interval+1} Q = Q' R, from Q = directions [k, trial, unit].
+
+        For an ODE each step is divided along the dense output, into twice as many parts until the exponents agree. Near
+        rest a solver takes steps up to the edge of stability, and one such step contracts by less than the flow.
+        `counted` is for how long each block counts [trial, block].
+        """
+        R = self._factors(directions, 1)
+        if isinstance(self.sol, ODESolution):
+            R = self._converged(R, directions, counted)
+        _warn_of_lost_digits(np.abs(np.diagonal(R, axis1=2, axis2=3)), eps_of(directions))
+        return R
+
+    def _converged(self, R: np.ndarray, directions: Array, counted: np.ndarray) -> np.ndarray:
+        parts, before, apart = 1, _exponents(R, counted), np.full(R.shape[2], np.inf)
+        while parts < MOST_PARTS and (apart > AGREE).any():
+            R = self._factors(directions, parts := 2 * parts)
+            apart, before = _apart(before, found := _exponents(R, counted)), found
+        if (apart > AGREE).any():
+            rank = int(np.argmax(apart > AGREE))
+            warnings.warn(
+                f"from rank {1 + rank} on the exponents are not accurate: the one of that rank still changes by "
+                f"{100 * apart[rank]:.2g} % when each step of the solver is divided into {parts} parts in the place of "
+                f"{parts // 2}; solve with shorter steps (steps=), or ask for fewer exponents",
+                stacklevel=4,
+            )
+        return R
+
+    def _factors(self, directions: Array, parts: int) -> np.ndarray:
         with full_precision(directions):
-            found = to_numpy(tangent_of_dynamics(self.sol).factorise(directions, self.interval)).astype(np.float64)
+            tangent = tangent_of_dynamics(self.sol, parts=parts)
+            found = to_numpy(tangent.factorise(directions, parts * self.interval)).astype(np.float64)
         R = found.swapaxes(0, 1)[:, self.moved]
         if not np.isfinite(R).all():
             raise ValueError(
                 f"the directions left the finite numbers within {self.interval} steps; take a shorter interval"
             )
-        _warn_of_lost_digits(np.abs(np.diagonal(R, axis1=2, axis2=3)), eps_of(directions))
         return R
+
+
+def _exponents(R: np.ndarray, counted: np.ndarray) -> np.ndarray:
+    """The mean over trials [k]."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.abs(np.diagonal(R, axis1=2, axis2=3)))
+    return (np.where(counted[..., None] > 0, logs, 0).sum(1) / counted.sum(1)[:, None]).mean(0)
+
+
+def _apart(before: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """By which part of their size exponents changed [k]; those near zero beside a tenth of the largest."""
+    finite = np.isfinite(found) & np.isfinite(before)
+    size = np.abs(np.where(finite, found, 0))
+    change = np.abs(np.where(finite, found, 0) - np.where(finite, before, 0))
+    return change / np.maximum(np.maximum(size, size.max() / 10), np.finfo(float).tiny)
 
 
 def is_whole(value: object) -> bool:

@@ -31,7 +31,8 @@ class Lyapunov(Shown):
         exponents: of each trial [trial, k].
         mean: over the trials [k].
         stderr: its standard error [k], from the spread of tenths of each trial, which are taken as independent; NaN if
-            there is only one such part.
+            there is only one such part. It is what the print shows after +-. It is how much the rates vary along the
+            trials, and no bound on the error of the solve.
         history: the exponents from the end of the transient up to each time [trial, time, k]; NaN before that.
         times: when each factor ends [trial, time].
         units: the total number of exponents.
@@ -130,8 +131,10 @@ def lyapunov_spectrum(
 
         A_t Q_{t-1} = Q_t R_t        l_i = sum_t log |R_t[i, i]| / time
 
-    k directions go through the linearised steps of the solution together; no Jacobian is kept. For an ODE these are the
-    steps that its solver accepted, so the exponents are as good as its tolerances. For an SDE they are the steps on its
+    k directions go through the linearised steps of the solution together; no Jacobian is kept. For an ODE each step
+    that its solver accepted is divided along the dense output, into twice as many parts until no exponent changes by
+    more than 1 %: near rest a solver takes steps as long as stability allows, and such a step contracts by less than
+    the flow. The path is that of the solve, as good as its tolerances. For an SDE they are the steps on its
     paths, which are trials of their own. For a DDE the directions are changes of the state and of all earlier states
     that later steps look up. A DDE has infinitely many exponents. Its steps have as many as the numbers that they look
     up, and the leading ones belong to the equation.
@@ -151,7 +154,8 @@ def lyapunov_spectrum(
             overflows; or an ODE whose steps cannot be replayed.
 
     Warns:
-        UserWarning: some exponents are lost in round-off.
+        UserWarning: some exponents are lost in round-off; or those of an ODE still change when its steps are divided
+            into 64 parts.
     Source: Benettin et al., Meccanica 15, 9 (1980); Engelken, Wolf, Abbott, Phys. Rev. Research 5, 043044 (2023).
 
     >>> import torch
@@ -169,10 +173,9 @@ def lyapunov_spectrum(
         raise ValueError(f"k is {k!r}, expected a number of exponents from 1 to the {units} units")
     blocks = Blocks(sol, interval)
     counted = blocks.after(transient)
+    R = blocks.factors(_random_start(sol, k or sol.state.shape[2], seed), counted)
     with np.errstate(divide="ignore"):
-        logs = np.log(
-            np.abs(np.diagonal(blocks.factors(_random_start(sol, k or sol.state.shape[2], seed)), axis1=2, axis2=3))
-        )
+        logs = np.log(np.abs(np.diagonal(R, axis1=2, axis2=3)))
     order = np.argsort(-_rates(logs, counted).mean(0), kind="stable")
     logs = logs[..., order]
     exponents = _rates(logs, counted)
@@ -186,9 +189,9 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
 
         l_i(t) = 1/t log s_i(A_t ... A_1)
 
-    The product is never formed. Its singular values are followed from factor to factor, each with its own relative
-    accuracy: after long times the ratio of the largest to the smallest may be beyond what a number holds. Of a DDE it
-    is that of `step_jacobians`, of earlier states too.
+    Steps of an ODE are divided as in `lyapunov_spectrum`. The product is never formed. Its singular values are followed
+    from factor to factor, each with its own relative accuracy: after long times the ratio of the largest to the
+    smallest may be beyond what a number holds. Of a DDE it is that of `step_jacobians`, of earlier states too.
 
     Args:
         sol: a solution, or a problem to be solved first.
@@ -217,7 +220,7 @@ def finite_time_exponents(sol: Dynamics, horizon: float | None = None, *, interv
     eye = like_numpy(np.broadcast_to(np.eye(units)[:, None], (units, trials, units)).copy(), sol.state)
     blocks = Blocks(sol, interval)
     end = blocks.end[:, : blocks.until(horizon)]
-    R, product = blocks.factors(eye), GradedProduct(trials, units)
+    R, product = blocks.factors(eye, blocks.end - blocks.begin), GradedProduct(trials, units)
     logs = np.stack([product.multiply(R[:, block]) for block in range(end.shape[1])], 1)
     return FiniteTimeExponents(logs / (end - blocks.start)[..., None], end, blocks.start)
 

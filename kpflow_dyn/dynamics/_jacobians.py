@@ -16,10 +16,11 @@ def step_jacobians(sol: Solution | DiscreteProblem | OverTimes) -> Array:
     """A_t = dz_t / dz_{t-1} of every step [trial, time, unit, unit]: of z_t its rows, of z_{t-1} its columns.
 
     Of an ODE these are the derivatives of the steps that its solver accepted, as `sol.steps` has them; the first is of
-    length zero, the identity. So it is of an SDE, on its paths; and of a DDE, where z_t stands for the state and for
-    those before it that later steps look up, the newest first. Of a hybrid model they lead from one time of the grid to
-    the next, over all jumps between; the first is that of jumps at t0. Whatever needs but products with A_t is better
-    off with `flow.P`, which keeps none.
+    length zero, the identity. A step as long as stability allows, as solvers take them near rest, contracts by less
+    than the flow over the same time; shorter steps (steps=) are closer to it. So it is of an SDE, on its paths; and of
+    a DDE, where z_t stands for the state and for those before it that later steps look up, the newest first. Of a
+    hybrid model they lead from one time of the grid to the next, over all jumps between; the first is that of jumps at
+    t0. Whatever needs but products with A_t is better off with `flow.P`, which keeps none.
 
     Args:
         sol: a solution, or a problem to be solved first.

@@ -49,6 +49,18 @@ def read_states(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) ->
     return array_namespace(steps.after).concat(parts, axis=1)
 
 
+def divided(problem: ODEProblem, steps: AcceptedSteps, parts: int) -> tuple[np.ndarray, np.ndarray, Array]:
+    """When equal parts of all steps begin and how long they are [trial, step * part], and the states there [..., unit].
+
+    The states are those of the dense output.
+    """
+    theta, shape = np.arange(parts) / parts, (len(steps.dt), -1)
+    begin, dt = steps.t[..., None] + theta * steps.dt[..., None], np.repeat(steps.dt / parts, parts, axis=1)
+    hk = increments(problem, steps)
+    states = steps.after[:, :, None] + like_numpy(steps.tableau.interpolation(theta), hk) @ hk
+    return begin.reshape(shape), dt, states.reshape((*dt.shape, -1))
+
+
 def _read(problem: ODEProblem, steps: AcceptedSteps, times: np.ndarray) -> Array:
     index, theta = steps.locate(times)
     after, inside = taken(steps.after, index), (theta < 1).any(0)
@@ -96,7 +108,8 @@ def _compared(problem: ODEProblem, taken: AcceptedSteps, count: int) -> Array:
     rows = step.rows(problem, taken.dt, taken.stage_times, taken.before)
     states = side_by_side([taken.before, taken.after], axes=2)
     found = problem.backend.solving.each_step(_Compared(step), problem.f, rows, states, count)
-    check_same(to_numpy(found)[..., :2], taken.t)
+    error, size = np.moveaxis(to_numpy(found)[..., :2], -1, 0)
+    check_same(error, size, taken.t, taken.rounding)
     return found
 
 
@@ -119,17 +132,35 @@ class _Compared:
         return xp.concat([*largest, values[..., units:]], axis=-1)
 
 
-def check_same(found: np.ndarray, times: np.ndarray) -> None:
+def rounding_of(steps: AcceptedSteps, atol: float) -> np.ndarray:
+    """By how much the steps of a trial may differ from round-off alone [trial].
+
+    Near rest a step is a small state and larger terms that cancel, in f too, where they are not seen. So what counts is
+    the largest state of the trial, and a tenth of the tolerance at most, but never more than half the digits.
+    """
+    largest = np.abs(to_numpy(steps.after)).max((1, 2))
+    eps = float(np.finfo(largest.dtype).eps)
+    return 1e3 * eps * largest + np.minimum(atol / 10, eps**0.5 * largest)
+
+
+def check_same(error: np.ndarray, size: np.ndarray, times: np.ndarray, rounding: np.ndarray | None = None) -> None:
     """Raise where states differ from those of the solve by more than round-off, at which of the times [trial, n].
 
-    `found` is by how much they differ, and the size of the numbers that they are sums of [trial, n, 2].
+    Args:
+        error: by how much they differ [trial, n].
+        size: of the numbers that they are sums of [trial, n].
+        rounding: how much of the error may be round-off, besides that of the size [trial].
     """
-    error = found[..., 0] / np.where(found[..., 1] > 0, found[..., 1], 1)
-    worst = np.unravel_index(np.argmax(np.where(np.isnan(error), np.inf, error)), error.shape)
-    if not error[worst] <= 1e3 * float(np.finfo(found.dtype).eps):
+    allowed = 1e3 * float(np.finfo(error.dtype).eps) * size
+    if rounding is not None:
+        allowed = np.maximum(allowed, rounding[:, None])
+    excess = np.where(np.isnan(error), np.inf, error) / np.where(allowed > 0, allowed, 1)
+    worst = np.unravel_index(np.argmax(excess), error.shape)
+    if not excess[worst] <= 1:
+        relative = error[worst] / size[worst] if size[worst] > 0 else error[worst]
         raise ValueError(
             f"the step from t = {np.broadcast_to(times, error.shape)[worst]:.6g} gives another result when it is "
-            f"replayed, off by {error[worst]:.1e} of the state; f must depend on (t, z, x) alone, with no noise, "
+            f"replayed, off by {relative:.1e} of the state; f must depend on (t, z, x) alone, with no noise, "
             "counters or memory of earlier calls, and its parameters must be those of the solve; where they changed, "
             "solve again"
         )

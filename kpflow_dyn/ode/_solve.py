@@ -1,6 +1,6 @@
 """Solve an ODE by the library of an algorithm: what is the same for all libraries."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from kpflow_dyn.ode._hybrid import Method
 from kpflow_dyn.ode._hybrid_solution import check_events, hybrid_solution
 from kpflow_dyn.ode._libraries import Failed, Library, Options, Solved, library_of
 from kpflow_dyn.ode._options import with_steps
-from kpflow_dyn.ode._replay import check_replay, check_same, read_states
+from kpflow_dyn.ode._replay import check_replay, check_same, read_states, rounding_of
 
 
 def solve_ode(problem: ODEProblem, alg: Any, options: Options) -> ODESolution | HybridSolution:
@@ -67,6 +67,8 @@ def _solution(problem: ODEProblem, solver: _Solver) -> ODESolution | HybridSolut
         return hybrid_solution(problem, method, solver.given.given())
     solved, nodes, weights = solver(problem, problem.t), problem.t, trapezoid(problem.t)
     steps, state = solved.steps, solved.state
+    if steps is not None:
+        steps = replace(steps, rounding=rounding_of(steps, solver.options.atol))
     if problem.is_span:
         nodes, weights = gauss_points(_edges(solved))
         state = solver.at(problem, nodes) if steps is None else read_states(problem, steps, nodes)
@@ -113,7 +115,7 @@ class DenseOutput:
                 return read_states(self.problem, self.steps, times)
             state = self.solver.at(self.problem, np.append(times, self.nodes[-1]))
             end, last = to_numpy(state[:, -1:]), to_numpy(self.state[:, -1:])
-            check_same(np.stack([abs(end - last).max(-1), abs(last).max(-1)], -1), self.problem.t[:1])
+            check_same(abs(end - last).max(-1), abs(last).max(-1), self.problem.t[:1])
             return state[:, :-1]
 
 
