@@ -132,7 +132,8 @@ def analyze(
             component of the error: its loss, its share of the whole, its accuracy
         part_{half,tenth}, part_curve           tau = learning rate x steps until its loss is half or a tenth of the
             first one, and its loss at `tau` over the first one; all is trained, under the kernel as it is now, as in
-            `forecast`
+            `forecast`. inf: never; NaN: later than the attribute `followed`. Descent is stable below a learning rate
+            of 2 over the attribute `largest_rate`
         part_{alone,unreached}                  tau to its half if it were the only part; how much is out of reach
         part_{rate,reach}                       how fast the outputs move along its error, and at which [trial, time]
         part_{factors,kept,own,relative,words}  its obstacles, with `factor_typical`: see `obstacles`

@@ -701,10 +701,10 @@ def test_the_times_of_an_optimizer(learning, cell: torch.nn.GRUCell, out: Path) 
     assert found["road"] == flow.road and found["optimizer"] == "adam (lr 0.03, clip 2)"
     said = " ".join(shown.stdout.split())
     low, high = flow.interval_to(0.5)
-    assert f"Training by adam (lr 0.03, clip 2) brings it to 50% after {flow.time_to(0.5):.3g} steps" in said
+    assert f"Training by adam (lr 0.03, clip 2) first brings it to 50% after {flow.time_to(0.5):.3g} steps" in said
     assert f"({low:.3g} to {high:.3g})" in said and f"Found {flow.road}." in said
     page = (out / "index.html").read_text()
-    assert page.count("Training by adam (lr 0.03, clip 2) brings it to") >= 2  # at the top, and of the figure
+    assert page.count("Training by adam (lr 0.03, clip 2) first brings it to") >= 2  # at the top, and of the figure
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from plotly.offline import get_plotlyjs_version
 import kpflow_dyn as kp
 from kpflow_dyn._analyze import WORDS, analyze
 from kpflow_dyn.report import page_of, read_results, summarize, with_error, write_report
-from kpflow_dyn.report._learning_charts import _order
+from kpflow_dyn.report._learning_charts import _by_optimizer, _order
 
 EVIL = "<script>alert('x')</script>"
 
@@ -458,9 +458,23 @@ def test_a_comparison_under_a_loss_says_of_what_its_kernel_is(comparison: xr.Dat
     assert "Most of the NTK of the outputs, under the loss, lies in" in page.charts[0].said()
 
 
-def test_a_loss_that_is_never_halved() -> None:
-    parts = xr.Dataset({"part_half": ("part", [np.inf])}, {"part": ["everything"]})
-    assert _order(parts).startswith("Gradient descent under the kernel as it is now would never halve the loss;")
+def test_a_loss_that_is_never_halved_or_late() -> None:
+    parts = xr.Dataset({"part_half": ("part", [np.inf])}, {"part": ["everything"]}, {"followed": 2000.0})
+    under = "Gradient descent under the kernel as it is now "
+    never, late = _order(parts), _order(parts.assign(part_half=("part", [np.nan])))
+    assert never.startswith(f"{under}leaves the loss above its half for ever; training changes the kernel, and may")
+    assert late.startswith(f"{under}would halve the loss later than tau = 2000 (tau = learning rate x steps); ")
+
+
+def test_where_a_loss_rises_again_the_page_says_when_it_is_low_for_good() -> None:
+    of_fractions = {f"optimizer_{name}": ("fraction", [10.0, 20.0, 184.0]) for name in ("steps", "earliest", "latest")}
+    of_parts = {f"optimizer_{name}": ("part", [value]) for name, value in {"half": 10.2, "tenth": np.nan}.items()}
+    coordinates = {"fraction": [0.5, 0.2, 0.1], "part": ["everything"], "step": [0, 300]}
+    said = _by_optimizer(
+        xr.Dataset(of_fractions | of_parts, coordinates, {"optimizer": "adam (lr 0.1)", "optimizer_road": "so"})
+    )
+    assert "first brings it to 50% after 10 steps (10 to 10), 20%" in said
+    assert "10% after 184 steps (184 to 184; for good not within 300)" in said
 
 
 NEAR = [1.00001, 1.00002, 1.00003]

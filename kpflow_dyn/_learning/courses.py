@@ -16,20 +16,16 @@ from kpflow_dyn._arrays import Array
 from kpflow_dyn._flows.flow import Output
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.descent import GradientFlow, along, gradient_flow
-from kpflow_dyn._learning.forecasting import RTOL_FROZEN, trained_loss
-from kpflow_dyn._learning.learnable import NULL
-from kpflow_dyn._learning.linearised import LinearisedObjective
+from kpflow_dyn._learning.forecasting import trained_loss
+from kpflow_dyn._learning.linearised import HORIZON, LinearisedObjective, LongRun
 from kpflow_dyn._learning.losses import OutputLoss
 from kpflow_dyn._learning.objective import LOSS, Objective
 from kpflow_dyn._learning.parabolas import parabola
 from kpflow_dyn._learning.projections import Projection, energies
-from kpflow_dyn.solvers._integration import Integration
-from kpflow_dyn.solvers._landscape import TINY, Piece
+from kpflow_dyn.solvers._landscape import TINY, Point
 
-FIRST, LAST, GRID = 0.03, 1e9, 600  # points of curves, in times of the fastest direction
-STILL = 1e-12  # part of the largest rate below which nothing moves
+FIRST, GRID = 0.03, 600  # the first time of curves, in times of the fastest direction, and their points
 TENTH, SMALL = 0.1, 0.01  # what is followed of each part, and the share of one that is not waited for
-STRIDE = 0.5  # of the time so far, for a step between whose ends the losses of parts are interpolated
 LEFT = 0.05  # part of the loss at which a training by an optimiser is ended
 LOOKS = 60  # at the outputs of such a training: each is a forward pass
 
@@ -49,8 +45,15 @@ class Course:
     end: np.ndarray
 
     def time_to(self, part: float) -> np.ndarray:
-        """When each loss first is this part of its first value [part]; inf where it never is, NaN where not known."""
+        """When each loss first is this part of its first value [part]; inf where it never is, NaN where it is later
+        than `followed`, and not known.
+        """
         return np.array([self._first(curve, end, part) for curve, end in zip(self.curve, self.end, strict=True)])
+
+    @property
+    def followed(self) -> float:
+        """Up to when the losses are known."""
+        return float(self.time[~np.isnan(self.curve).any(0)][-1:].max(initial=0))
 
     def stays_from(self, part: float) -> np.ndarray:
         """From when on each loss is no more than this part, up to the end [part]; NaN where it is not at the end."""
@@ -69,7 +72,7 @@ class Course:
         below = np.flatnonzero(curve <= part)
         if not below.size:
             return np.inf if end > part else np.nan
-        return np.nan if below[0] == 0 else self._crossing(curve, below[0] - 1, part)
+        return float(self.time[0]) if below[0] == 0 else self._crossing(curve, below[0] - 1, part)
 
     def _crossing(self, curve: np.ndarray, i: int, part: float) -> float:
         """Where it falls to this part, behind point i."""
@@ -83,7 +86,7 @@ def of_modes(decay: Decay, parts: dict[str, Projection], shape: tuple[int, ...])
     """Of the squared error: |Pi f(tau)|^2, f(tau) = sum_j c_j exp(-rate_j tau) v_j, where the whole is certain."""
     (rates, _), (vectors, c) = decay.lower, decay.vectors()
     vectors = vectors.astype(np.float64).reshape((-1, *shape))
-    tau, still = np.geomspace(FIRST, LAST, GRID) / rates.max(), rates < STILL * rates.max()
+    tau, still = np.geomspace(FIRST, HORIZON, GRID) / rates.max(), rates * HORIZON < rates.max()
     along_modes = np.exp(-np.outer(tau, np.where(still, 0, rates))) * c
     coordinates = np.concatenate([[c], along_modes, [still * c]])  # now, at each tau, in the end
     flat = vectors.reshape((len(c), -1))
@@ -91,20 +94,26 @@ def of_modes(decay: Decay, parts: dict[str, Projection], shape: tuple[int, ...])
     losses = np.array([((coordinates @ gram) * coordinates).sum(1) for gram in grams])
     ratio = losses[:, 1:] / losses[:, :1]
     known = ~np.isnan(certain(lambda rates, energies: _curve(rates, energies[0], tau), decay.lower, decay.upper))
-    return Course(tau, np.where(known, ratio[:, :-1], np.nan), ratio[:, -1])
+    known &= tau <= decay.resolved
+    whole = np.eye(1, len(parts), dtype=bool)[0] & (decay.resolved >= tau[-1])  # the bound from below holds anyway
+    end = np.where(known[-1] | whole, ratio[:, -1], np.nan)
+    return Course(tau, np.where(known, ratio[:, :-1], np.nan), end)
 
 
-def of_linearised(output: Output, loss: OutputLoss, parts: dict[str, Projection], fastest: float) -> Course:
+def of_linearised(objective: LinearisedObjective, followed: Followed, fastest: float) -> Course:
     """Of any loss: the gradient flow of the whole one along y + J delta, as `forecast` takes it."""
-    objective = LinearisedObjective(output.ntk, output.values, loss)
-    span = 1 / (NULL * fastest)
-    run = Strides(objective, objective.start, span, None, RTOL_FROZEN)
-    followed = Followed(output, loss, parts)
-    found = along(run, objective, TENTH * max(SMALL, followed.smallest))
-    tau = np.geomspace(FIRST / fastest, found.time[-1], GRID)
-    at = np.arange(len(found.time))
+    large = followed.shares >= SMALL
+    lowest = np.ones(len(large))
+
+    def enough(point: Point) -> bool:
+        lowest[:] = np.minimum(lowest, followed.relative(objective.outputs(point.theta)))
+        return bool((lowest[large] <= TENTH).all())
+
+    run = LongRun(objective, fastest, followed.convex, enough, SMALL)
+    found = along(run, objective, None)
+    tau, at = np.geomspace(FIRST / fastest, found.time[-1], GRID), np.arange(len(found.time))
     curve, last = followed.curves(found, at, lambda theta: objective.outputs(objective.theta(theta)), tau)
-    return Course(tau, curve, last if run.finished else last + np.nan)
+    return Course(tau, curve, np.where(run.settled & (large | (run.time >= run.span)), last, np.nan))
 
 
 def of_training(
@@ -131,27 +140,22 @@ def of_training(
     return found, Course(np.append(0, taken), curve, last + np.nan)
 
 
-class Strides(Integration):
-    """A gradient flow of which no step is longer than a part of the time so far."""
-
-    def advance(self) -> Piece:
-        """Take a step; the span ends behind it for a moment."""
-        whole, self.span = self.span, min((1 + STRIDE) * self.time or self.span, self.span)
-        piece, self.span = super().advance(), whole
-        return piece
-
-
 class Followed:
-    """The parts of a loss at other outputs than these."""
+    """The parts of a loss at other outputs than these.
+
+    Attributes:
+        shares: of the parts [part].
+        convex: whether the loss is known to be.
+    """
 
     def __init__(self, output: Output, loss: OutputLoss, parts: dict[str, Projection]) -> None:
         self._space, self._loss, self._parts = output.ntk.domain, loss, parts
         self._first = self._energies(output.values)
+        self.shares, self.convex = self._first / self._first[0], loss.of_classes
 
-    @property
-    def smallest(self) -> float:
-        """The share of the smallest part."""
-        return float((self._first / self._first[0]).min())
+    def relative(self, y: Array) -> np.ndarray:
+        """The parts over their first values [part]."""
+        return self._energies(y) / self._first
 
     def curves(
         self, found: GradientFlow, at: np.ndarray, outputs: Callable[[Any], Array], time: np.ndarray

@@ -20,17 +20,19 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, to_numpy
+from kpflow_dyn._arrays import Array, Random, Rows, array_namespace, eps_of, to_numpy
 from kpflow_dyn._arrays.dots import gram, row_dots
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
 from kpflow_dyn.solvers._counted import Counted
 from kpflow_dyn.solvers._krylov import Krylov
+from kpflow_dyn.solvers._landscape import TINY
 from kpflow_dyn.solvers._orthogonalise import combine, no_rows
 
 COLUMNS = 400  # of the basis at most
 TOLERANCE = 1e-3  # of a number between its two bounds, where the basis stops to grow
+ROUND = 0.1  # rates are known to this part of themselves, or better, where they are above eps / ROUND of the largest
 CERTAIN = 1e-2  # bounds that agree by this are one number
 
 Spectrum = tuple[np.ndarray, np.ndarray]
@@ -99,6 +101,11 @@ class Decay:
         corner = turned[:, known] / values[known] @ turned[:, known].T
         rates, vectors = np.linalg.eigh(np.block([[H, C.T], [C, corner]]))
         return self._scaled(rates), (self._in_basis() @ vectors[: len(H)]) ** 2 / 2
+
+    @property
+    def resolved(self) -> float:
+        """Up to which time the rates that matter stand above the round-off of A; what is later is not known."""
+        return ROUND / (eps_of(self.rows) * max(float(self.lower[0].max()), TINY))
 
     @property
     def applications(self) -> int:

@@ -172,7 +172,9 @@ class GradientFlow(ShownAsText):
             return f"by the gradient flow, for {self.cost:.4g} gradients on all trials"
         own = self.own / self.time[-1]
         words = f"{'all' if own == 1 else f'{own:.0%}'} of these steps were taken one by one"
-        words += ": this is a training, no forecast" if own > TRAINED else ""
+        if own > TRAINED:
+            words += ": this is a training, no forecast"
+            words += "" if own == 1 else "; the intervals are the errors of the other steps"
         price = f"for {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
@@ -318,7 +320,7 @@ def gradient_flow(
         else:
             run = Integration(objective, objective.start, rule.rate * span, None, rtol, rule.rate)
         step = rule.rate if rule.rate is not None and batch is None else 1.0
-        return along(run, objective, stop_below, step, _name_of(optimizer), progress)
+        return along(run, objective, stop_below, step, name_of(optimizer), progress)
 
 
 class Run(Protocol):
@@ -430,7 +432,8 @@ def _beforehand(run: Run, optimizer: str) -> str:
     return f"{optimizer or 'gradient flow'}{most}"
 
 
-def _name_of(optimizer: Any) -> str:
+def name_of(optimizer: Any) -> str:
+    """An optimiser as a user calls it."""
     made_by = getattr(optimizer, "func", optimizer)
     return optimizer if isinstance(optimizer, str) else getattr(made_by, "__name__", type(made_by).__name__)
 

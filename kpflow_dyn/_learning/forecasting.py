@@ -14,8 +14,8 @@ from kpflow_dyn._arrays import Array, array_namespace, full_precision, like_nump
 from kpflow_dyn._backend import Values, backend_for
 from kpflow_dyn._flows.flow import Flow, Output, check_flow
 from kpflow_dyn._learning.decay import Decay, Spectrum, certain, squares
-from kpflow_dyn._learning.descent import GradientFlow, Run, along, optimizer_of
-from kpflow_dyn._learning.linearised import LinearisedObjective, spectrum
+from kpflow_dyn._learning.descent import GradientFlow, Run, along, name_of, optimizer_of
+from kpflow_dyn._learning.linearised import RTOL_FROZEN, LinearisedObjective, spectrum
 from kpflow_dyn._learning.losses import Loss, OutputLoss, counted, full_mask, loss_of_states, output_loss
 from kpflow_dyn._learning.objective import LOSS, Objective, check_logits, check_twice
 from kpflow_dyn._learning.options import at_fractions, is_count, is_number, plain
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 PARTED = 0.1  # part of the loss by which forecast and gradient flow may differ
 RTOL = 5e-2  # of the gradient flow
-RTOL_FROZEN = 1e-2  # of that of the linearised model
 SETTLED, KNOWN = 1e-4, 1e-6  # parts of the first loss: far below, the curve need not be right, and is NaN if it is not
 NOTICED = 0.01  # difference of the losses from which on their times are compared
 HALF_A_STEP = 0.5  # by which descent at a finite rate may differ from its limit
 WITHIN = 8  # points of its curve for each of its steps
+MANY = 1e6  # steps that are not shown one by one
 BESIDE = 8  # random vectors in the basis that mini-batches are followed in
 
 
@@ -133,7 +133,9 @@ class Forecast(ShownAsText):
         return xr.Dataset(data, {"step": self.steps, "flow_step": self.flow_steps}, known)
 
     def plot(self, recorded: Any = None, dark: bool = False) -> Figure:
-        """The forecast, the gradient flow, and losses that were recorded, one for each step from 0 on."""
+        """The forecast, the gradient flow or the optimiser beside it, and losses that were recorded, one for each step
+        from 0 on.
+        """
         from kpflow_dyn.figures import _learning as figures
 
         return figures.forecast((self, recorded), dark=dark)
@@ -151,9 +153,15 @@ class Forecast(ShownAsText):
             f"{100 * part:3.0f} % of the loss {_after(steps, known)}{_between(*ends[part])}"
             for part, steps in found.items()
         ]
-        by = ", optimizer=..." if isinstance(self.frozen, FrozenFlow) and self.frozen.flow.optimizer else ""
+        by = ", optimizer=..." if self.optimizer else ""
         later = any(math.isinf(high) for _, high in ends.values())
-        return "\n".join([*rows, frozen, *[f"kp.gradient_flow(...{by}) says when training gets there"] * later])
+        ask = f"training was followed no further; ask kp.gradient_flow(...{by}) when it gets there"
+        return "\n".join([*rows, frozen, *[ask] * later])
+
+    @property
+    def optimizer(self) -> str:
+        """The name of the optimiser that trains; "" for gradient descent."""
+        return self.frozen.flow.optimizer if isinstance(self.frozen, FrozenFlow) else ""
 
     @property
     def _holds(self) -> str:
@@ -161,20 +169,31 @@ class Forecast(ShownAsText):
             return "not compared with training"
         if math.isinf(self.holds_until):
             return f"holds for all the {self.steps[-1]:.0f} steps that were followed"
-        return f"holds for {self.holds_until:.4g} steps"
+        return f"holds for {_counted(math.floor(self.holds_until))}, then training differs by a tenth"
 
 
 def _after(steps: float, known: float) -> str:
     """In words; where it is not known, it is after all that is `known`."""
     if math.isinf(steps):
         return "never"
-    return f"after more than {known:.4g} steps" if math.isnan(steps) else f"after {steps:.4g} steps"
+    return f"after more than {_counted(known)}" if math.isnan(steps) else f"after {_counted(steps)}"
 
 
 def _between(low: float, high: float) -> str:
     if math.isnan(low):
         return ""
-    return f" (training: {low:.4g} to {high:.4g})" if high < math.inf else f" (training: later than {low:.4g})"
+    first = _whole(math.floor(low))
+    found = f"later than {first}" if math.isinf(high) else f"{first} to {_whole(math.ceil(high))}"
+    return f" (training: {found})"
+
+
+def _counted(steps: float) -> str:
+    return "1 step" if round(steps) == 1 else f"{_whole(steps)} steps"
+
+
+def _whole(steps: float) -> str:
+    """Steps are whole."""
+    return f"{steps:.0f}" if steps < MANY else f"{steps:.4g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -370,7 +389,7 @@ def _frozen_steps(
     objective = LinearisedObjective(flow.ntk, outputs(flow), loss, values, order)
     run = training.run(objective, values, float(grid[-1]))
     rates, energies, applications = spectrum(run.point)
-    found = along(run, objective, None, 1.0, "an optimiser")
+    found = along(run, objective, None, 1.0, name_of(training.optimizer))
     return FrozenFlow(1.0, found), (rates, energies), applications + int(found.gradients), None
 
 

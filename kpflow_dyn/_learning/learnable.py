@@ -14,23 +14,25 @@ from kpflow_dyn._flows.flow import Flow, Output, check_flow
 from kpflow_dyn._learning.curvature import Curvature, curvature
 from kpflow_dyn._learning.decay import Decay, certain, squares
 from kpflow_dyn._learning.descent import along
-from kpflow_dyn._learning.forecasting import RTOL_FROZEN, checked_mask, checked_target, loss_of, outputs, states_of
-from kpflow_dyn._learning.linearised import LinearisedObjective
+from kpflow_dyn._learning.forecasting import checked_mask, checked_target, loss_of, outputs, states_of
+from kpflow_dyn._learning.linearised import HORIZON, LinearisedObjective, LongRun
 from kpflow_dyn._learning.losses import Loss, OutputLoss
 from kpflow_dyn._shown import ShownAsText
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.space import Space
-from kpflow_dyn.solvers._integration import Integration
+from kpflow_dyn.solvers._landscape import TINY
 
 if TYPE_CHECKING:
     import xarray as xr
 
 NULL = 1e-6  # a direction whose eigenvalue is smaller than this part of the largest counts as unreached
-COLUMNS = ("score", "half", "tenth", "unreached")
+HALF, TENTH = 0.5, 0.1
+COLUMNS = ("score", "half", "tenth", "unreached", "followed")
 WORDS = (
-    "under the kernel as it is; half and tenth are tau = learning rate x steps",
-    f"unreached: eigenvalues below {NULL:.0e} of the largest; by known ones half and tenth come very late",
+    "under the kernel as it is; half and tenth are tau = learning rate x steps, inf: never",
+    f"unreached: part of the loss in directions of eigenvalues below {NULL:.0e} of the largest: very late, or never",
 )
+LATER = "> 20: later than tau = 20, up to which the loss was followed"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,12 +43,13 @@ class Learnability(ShownAsText):
         names: of the targets.
         score: the initial speed of the loss over the largest possible one [target], between 0 and 1. For the squared
             error it is <e, A e> / (|e|^2 l_max).
-        half, tenth: tau at which the loss has fallen to half and to a tenth [target]. inf if it never falls so far, or
-            only by directions that count as unreached and whose rates are not known. NaN if this could not be resolved.
-        unreached: the part of the loss that the frozen kernel does not reach, in directions whose eigenvalues are below
-            1e-6 of the largest [target]; NaN if it is not known to about a hundredth. These eigenvalues need not be
-            zero. If their rates are known, `half` and `tenth` count them, and are then very late, not inf. Descent may
-            still learn this part, because the kernel changes.
+        half, tenth: tau at which the loss has fallen to half and to a tenth [target]. inf if it never falls so far: not
+            in 1e12 times of the fastest direction. NaN if it comes later than `followed`, and when is not known.
+        unreached: the part of the loss in directions whose eigenvalues are below 1e-6 of the largest [target]; NaN if
+            it is not known to about a hundredth. For the cross-entropy it is that of the loss to second order. The
+            frozen kernel moves these directions very slowly, if at all: `half` and `tenth` count them with their own
+            rates. Descent may still learn this part sooner, because the kernel changes.
+        followed: tau up to which the loss was followed [target].
         applications: how many times A was applied to one vector.
 
     Example as `learnability`.
@@ -57,6 +60,7 @@ class Learnability(ShownAsText):
     half: np.ndarray
     tenth: np.ndarray
     unreached: np.ndarray
+    followed: np.ndarray
     applications: int
 
     def to_xarray(self) -> xr.Dataset:
@@ -68,10 +72,12 @@ class Learnability(ShownAsText):
 
     def __str__(self) -> str:
         width = max(6, *map(len, self.names))
-        rows = zip(self.names, self.score, self.half, self.tenth, self.unreached, strict=True)
-        table = [f"{n:{width}} {s:9.3g} {h:10.4g} {t:10.4g} {v:9.2f}" for n, s, h, t, v in rows]
+        times = [[_time(*one) for one in zip(column, self.followed, strict=True)] for column in (self.half, self.tenth)]
+        rows = zip(self.names, self.score, *times, self.unreached, strict=True)
+        table = [f"{n:{width}} {s:9.3g} {h:>10} {t:>10} {v:9.2f}" for n, s, h, t, v in rows]
         head = f"{'target':{width}} {'score':>9} {'half':>10} {'tenth':>10} {'unreached':>9}"
-        return "\n".join([head, *table, *WORDS])
+        later = [LATER] * bool(np.isnan([self.half, self.tenth]).any())
+        return "\n".join([head, *table, *WORDS, *later])
 
 
 def learnability(
@@ -144,6 +150,10 @@ def core_learnability(
     return _table(_of_variables(flow), outputs(flow), _named(targets), mask, errors)
 
 
+def _time(tau: float, followed: float) -> str:
+    return f"> {followed:.3g}" if math.isnan(tau) else f"{tau:.4g}"
+
+
 def _named(targets: Any) -> Mapping[str, Any]:
     named = targets if isinstance(targets, Mapping) else {str(i): target for i, target in enumerate(targets)}
     if not named:
@@ -169,11 +179,11 @@ def _row(flow: Flow | Output, target: Any, mask: Any, loss: Loss, errors: bool) 
     curved = curvature(of_outputs, y, space)
     decay = _decay(flow, curved, _error(target, mask, space) if errors else curved.gradient)
     decay.settle(_bounded if errors else lambda rates, energies: _bounded(rates, energies)[[0, 3]])
-    score, half, tenth, unreached = (float(column[0]) for column in _known(decay))
+    score, half, tenth, unreached, followed = (float(column[0]) for column in _known(decay))
     if errors:
-        return score, half, tenth, unreached, decay.applications
-    half, tenth, spent = _times(flow, of_outputs, decay.lower[0].max())
-    return score, half, tenth, unreached, decay.applications + spent
+        return score, half, tenth, unreached, followed, decay.applications
+    half, tenth, followed, spent = _times(flow, of_outputs, decay.lower[0].max())
+    return score, half, tenth, unreached, followed, decay.applications + spent
 
 
 def _loss_of_errors(flow: Flow | Output, mask: Any, loss: Loss) -> OutputLoss:
@@ -196,23 +206,28 @@ def _decay(flow: Flow | Output, curved: Curvature, e: Array) -> Decay:
     return Decay(flow.ntk, f, curved.rooted)
 
 
-def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float, float, int]:
-    """tau to half and to a tenth of the loss along y + J delta, and the applications."""
+def _times(flow: Flow | Output, loss: OutputLoss, fastest: float) -> tuple[float, float, float, int]:
+    """tau to half and to a tenth of the loss along y + J delta, up to when it was followed, and the applications."""
     objective = LinearisedObjective(flow.ntk, outputs(flow), loss)
-    run = Integration(objective, objective.start, 1 / (NULL * fastest), None, RTOL_FROZEN)
-    found = along(run, objective, 0.1)
-    beyond = math.inf if found.reached else math.nan
-    half, tenth = (beyond if math.isnan(tau := found.time_to(part)) else tau for part in (0.5, 0.1))
-    return half, tenth, found.applications + int(found.gradients)
+    run = LongRun(objective, fastest, True, lambda point: point.loss <= TENTH * first, TENTH)
+    first = run.point.loss
+    found = along(run, objective, None)
+    beyond = math.inf if run.settled else math.nan
+    half, tenth = (beyond if math.isnan(tau := found.time_to(part)) else tau for part in (HALF, TENTH))
+    return half, tenth, run.time, found.applications + int(found.gradients)
 
 
 def _known(decay: Decay) -> np.ndarray:
-    """The columns [4, target], NaN where the basis does not tell; times are inf where it tells that they are late."""
+    """The columns [5, target]: times are NaN where the basis does not tell; they are later than it was followed."""
     lower = _columns(*decay.lower)
     known = np.where(np.isnan(certain(_bounded, decay.lower, decay.upper)), math.nan, lower)
-    late = np.isnan(known) & (lower * NULL * decay.lower[0].max() > 1)
-    late[[0, 3]] = False
-    return np.where(late, math.inf, known)
+    times, earliest = known[1:3], lower[1:3]  # by the lower bound of the loss
+    horizon = HORIZON / max(float(decay.lower[0].max()), TINY)
+    times[earliest > horizon] = math.inf
+    times[earliest > decay.resolved] = math.nan if decay.resolved < horizon else math.inf
+    followed = np.min(np.where(np.isnan(times), earliest, math.inf), 0)
+    followed = np.where(np.isinf(followed), lower[2], followed)
+    return np.vstack([known, np.minimum(followed, decay.resolved)])
 
 
 def _bounded(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
@@ -225,7 +240,7 @@ def _columns(rates: np.ndarray, energies: np.ndarray) -> np.ndarray:
     """score, half, tenth and unreached [4, target]; what is zero already is learnt at once."""
     total = energies.sum(1)
     score = energies @ rates / np.maximum(total * rates.max(), 1e-300)
-    half, tenth = (np.array([time_to(e, rates, part) for e in energies]) for part in (0.5, 0.1))
+    half, tenth = (np.array([time_to(e, rates, part) for e in energies]) for part in (HALF, TENTH))
     unreached = energies[:, rates < NULL * rates.max()].sum(1) / np.maximum(total, 1e-300)
     return np.stack([score, half, tenth, unreached])
 

@@ -12,9 +12,16 @@ from kpflow_dyn._learning.decay import COLUMNS, TOLERANCE
 from kpflow_dyn._spaces.operators import GramOperator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn.solvers._counted import Counted
+from kpflow_dyn.solvers._integration import Integration
 from kpflow_dyn.solvers._krylov import Krylov
-from kpflow_dyn.solvers._landscape import Point
+from kpflow_dyn.solvers._landscape import Piece, Point
 from kpflow_dyn.solvers._orthogonalise import no_rows
+
+RTOL_FROZEN = 1e-2  # of the gradient flow of a linearised model
+HORIZON = 1e12  # times of the fastest direction behind which nothing is looked for: later is never
+STILL = 0.01  # part of what is followed that may still be lost where nothing more happens
+STRIDE = 0.5  # of the time so far, for a step between whose ends other quantities are interpolated
+MOST = 4000  # gradients of a run; beyond, what comes later is not known
 
 
 class LinearisedObjective:
@@ -82,6 +89,57 @@ class LinearisedObjective:
 
     def _moved(self, theta: Array) -> Array:
         return self._outputs + self._push((theta - self.start)[None])[0]
+
+
+class LongRun(Integration):
+    """The gradient flow of a linearised loss, until all that is asked for has happened, or is known never to happen.
+
+    The gradient of a convex loss only shrinks along its flow. So from now on to a time T the loss falls by at most
+    |grad L|^2 (T - now): where this is next to nothing, up to the horizon, it stays as it is.
+
+    Args:
+        objective: the loss.
+        fastest: its largest rate, the unit of the horizon.
+        convex: whether it is known to be convex.
+        enough: whether all that is asked for has happened at a point.
+        smallest: part of the first loss that matters.
+    """
+
+    def __init__(
+        self,
+        objective: LinearisedObjective,
+        fastest: float,
+        convex: bool,
+        enough: Callable[[Point], bool],
+        smallest: float,
+    ) -> None:
+        super().__init__(objective, objective.start, HORIZON / fastest, None, RTOL_FROZEN)
+        self._convex, self._enough = convex, enough
+        self._noticed = STILL * smallest * self.point.loss
+        self._found = False
+
+    def advance(self) -> Piece:
+        """Take a step, not longer than a part of the time so far: the span ends behind it for a moment."""
+        whole, self.span = self.span, min((1 + STRIDE) * self.time or self.span, self.span)
+        piece, self.span = super().advance(), whole
+        self._found = self._enough(self.point)
+        return piece
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more is to be found, or not at a bearable price."""
+        return self._found or self.settled or self.costs.total > MOST
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more happens before the horizon."""
+        left = self.span - self.time
+        return left <= 0 or (self._convex and -self.slope * left < self._noticed)
+
+
+def fastest_rate(objective: LinearisedObjective) -> float:
+    """The largest eigenvalue of J* h J at the start: descent is stable below a learning rate of 2 over it."""
+    return float(spectrum(objective(objective.start))[0].max())
 
 
 def _reordered(push: Rows, pull: Rows, order: np.ndarray, like: Array) -> tuple[Rows, Rows]:

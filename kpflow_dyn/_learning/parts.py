@@ -14,11 +14,12 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, full_precision, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Output
-from kpflow_dyn._learning.courses import Course, of_linearised, of_modes, of_training
+from kpflow_dyn._learning.courses import Course, Followed, of_linearised, of_modes, of_training
 from kpflow_dyn._learning.decay import Decay, certain
 from kpflow_dyn._learning.descent import GradientFlow
 from kpflow_dyn._learning.forecasting import check_rate
 from kpflow_dyn._learning.learnable import NULL, time_to
+from kpflow_dyn._learning.linearised import LinearisedObjective, fastest_rate
 from kpflow_dyn._learning.losses import Loss, OutputLoss, full_mask, output_loss
 from kpflow_dyn._learning.obstacles import Obstacles, obstacles
 from kpflow_dyn._learning.parabolas import by_place, parabola, probabilities
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 CONFLICT = 10.0  # times later than alone, a part has others against it
 MANY = 1000
+NOTED = 0.01  # share of an error out of reach from which on it is named
 SOON = 100.0  # a part is late that has not fallen to a tenth in as many times of the fastest direction
 FRACTIONS = (0.5, 0.2, 0.1)  # of the whole loss, at which an optimiser's steps are given
 
@@ -48,7 +50,8 @@ class Parts:
         unreached: its share in directions that the kernel does not reach: rates below 1e-6 of the largest [part].
         reach: the change of the outputs along the part's error at each trial and time, in one step of gradient descent
             on it over the learning rate and |e|^2; the sum is `rate` [part, trial, time].
-        largest_rate: of h^{1/2} ntk h^{1/2}.
+        largest_rate: the largest eigenvalue of h^{1/2} ntk h^{1/2} with the Hessian h of the loss in the outputs, as in
+            `forecast`: descent is stable below a learning rate of 2 over it, as long as the kernel stays as it is.
         obstacles: what stands in the way of each.
         training: by an optimiser, and how they fall in it; None where there is none.
     """
@@ -68,7 +71,9 @@ class Parts:
 
     @property
     def half(self) -> np.ndarray:
-        """tau at which each first has fallen to a half when all is trained; inf where never, NaN where not found."""
+        """tau at which each first has fallen to a half when all is trained; inf where never, NaN where it is later than
+        the course was followed.
+        """
         return self.course.time_to(0.5)
 
     @property
@@ -80,8 +85,11 @@ class Parts:
     def words(self) -> list[str]:
         """What stands in the way of each part that is late; "" for those that are learnt soon."""
         soon = self.tenth * self.largest_rate < SOON
-        found = zip(soon, map(_against, self.slowed), self.obstacles.words, strict=True)
-        return ["" if early else "; ".join(filter(None, (other, text))) for early, other, text in found]
+        found = zip(soon, map(_against, self.slowed), self.obstacles.words, self.unreached, strict=True)
+        return [
+            "" if early else "; ".join(filter(None, (other, text))) or _slow(unreached)
+            for early, other, text, unreached in found
+        ]
 
     def variables(self) -> dict[str, Any]:
         """As variables of a dataset, their names beginning with "part", those of an optimiser with "optimizer"."""
@@ -101,6 +109,13 @@ def _against(slowed: float) -> str:
         return ""
     sooner = f"{slowed:.0f}" if slowed < MANY else f"over {MANY}"
     return f"other parts pull against it (alone it is halved {sooner} times sooner)"
+
+
+def _slow(unreached: float) -> str:
+    """What to say of a late part that no factor alone stands against."""
+    if unreached > NOTED:
+        return f"{unreached:.0%} of its error lies in directions that the kernel hardly moves"
+    return "its error lies in slow directions of the kernel"
 
 
 def _of_optimizer(flow: GradientFlow, course: Course) -> dict[str, Any]:
@@ -147,9 +162,11 @@ def parts_of(
     with full_precision(output.values):
         decay = Decay(output.ntk, space.from_euclidean(like_numpy(f, space.like)), lambda rows: by_place(root, rows))
         decay.settle(_halves)
-        of_parabola, fastest = of_modes(decay, parts, f.shape[1:]), float(decay.lower[0].max())
+        objective = LinearisedObjective(output.ntk, output.values, loss)
+        fastest = fastest_rate(objective)
         _check_training(training or {}, fastest)  # before what takes longer
-        course = of_parabola if loss.quadratic else of_linearised(output, loss, parts, fastest)
+        of_parabola = of_modes(decay, parts, f.shape[1:])
+        course = of_parabola if loss.quadratic else of_linearised(objective, Followed(output, loss, parts), fastest)
     e = space.from_euclidean(by_place(root, like_numpy(f, space.like).reshape((len(f), -1))).reshape(f.shape))
     alone = certain(_halves, decay.lower, decay.upper)[0]
     return Parts(
@@ -204,7 +221,8 @@ def learning_of(
     if now["loss"] == 0:
         return xr.Dataset(scalars, attrs=about)
     parts = parts_of(output, of_outputs, names, seed, training)
-    about |= {"largest_rate": parts.largest_rate} | _said_of_optimizer(parts, training or {})
+    about |= {"largest_rate": parts.largest_rate, "followed": parts.course.followed}
+    about |= _said_of_optimizer(parts, training or {})
     return xr.Dataset(scalars | parts.variables(), {"part": list(parts.names)}, about)
 
 

@@ -40,20 +40,21 @@ def gradient_flow(flow: GradientFlow) -> Figure:
 
 @styled
 def forecast(given: tuple[Forecast, Any]) -> Figure:
-    """The forecast, the gradient flow beside it, and recorded losses, one for each step from 0 on."""
+    """The forecast, the training beside it, and recorded losses, one for each step from 0 on."""
     found, recorded = given
     figure, axes = new_figure(3.6)
     if recorded is not None:
         losses = np.asarray(recorded, float)
         axes.plot(np.arange(1, len(losses)), losses[1:], color=muted(), linewidth=3, alpha=0.6, label="recorded")
-    axes.plot(found.steps[1:], found.loss[1:], label="frozen kernel")
-    axes.plot(found.flow_steps[1:], found.flow_loss[1:], ".", markersize=5, label="gradient flow")
+    axes.plot(found.steps[1:], found.loss[1:], label=f"{found.optimizer}, frozen kernel".removeprefix(", "))
+    optimizer = found.optimizer
+    axes.plot(found.flow_steps[1:], found.flow_loss[1:], ".", markersize=5, label=optimizer or "gradient flow")
     if np.isfinite(found.holds_until) and found.holds_until >= 1:
         axes.axvline(found.holds_until, color=muted(), linewidth=0.8, linestyle=":")
         side, offset = ("right", -4) if found.holds_until**2 > found.steps[1] * found.steps[-1] else ("left", 4)
         place, units = (found.holds_until, 0.02), ("data", "axes fraction")
         axes.annotate("kernel has changed", place, (offset, 0), units, "offset points", ha=side)
-    axes.set(xscale="log", yscale="log", xlabel="Step of gradient descent", ylabel="Loss")
+    axes.set(xscale="log", yscale="log", xlabel=f"Step of {optimizer or 'gradient descent'}", ylabel="Loss")
     axes.legend()
     return figure
 

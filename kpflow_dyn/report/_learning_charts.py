@@ -31,9 +31,10 @@ LOSSES = {"squared_error": "squared error", "cross_entropy": "cross-entropy", "o
 NOTE = (
     "tau = learning rate x steps, of plain gradient descent on all trials, all parts trained together, with the kernel "
     "(the NTK) as it is now. Training changes the kernel: trust the order more than the times. kp.forecast says how "
-    "long they hold.",
+    "long they hold. Never: the loss of the part stays above, whatever the time. > 500: later than tau = 500, up to "
+    "which it was followed.",
     "Out of reach: the share of the error in directions with eigenvalues below 1e-6 of the largest, which this kernel "
-    "moves too slowly to count.",
+    "moves very slowly, if at all. Times count them with their own rates.",
     "What stands in the way. K: the parameters write less along what a part needs than along a typical direction. "
     "P: what is written is forgotten sooner than other changes, or explodes. C: the readout hardly reads it.",
 )
@@ -43,8 +44,9 @@ OF_CLASSES = (
     "in the curvature of the loss. A cross-entropy may fall by more than what is within reach of them."
 )
 OF_OPTIMIZER = (
-    "Steps of {0}: training by {0} itself from a fresh start, on all trials at each step. The number is the step from "
-    "which on the loss stays that low, as losses often rise again at first."
+    "Steps of {0}: training by {0} itself from a fresh start, on all trials at each step. In the table half and tenth "
+    "are for good: the step from which on the loss stays that low, as losses often rise again at first. At the top is "
+    "the first step at which it is that low."
 )
 OTHERS = (
     "Adam and other optimisers take other times. For theirs, give --optimizer adam --lr 1e-3 (in Python "
@@ -125,23 +127,33 @@ def _plain(value: Any) -> Any:
 def _by_optimizer(dataset: xr.Dataset) -> str:
     """When training by the optimiser comes to fractions of the whole loss and to halves of parts, and by which road."""
     known = np.isfinite(dataset.optimizer_steps.values)
-    words = [_steps_to(dataset.isel(fraction=i)) for i in np.flatnonzero(known)]
+    words = [_steps_to(dataset.isel(fraction=i), dataset) for i in np.flatnonzero(known)]
     late = [f"{float(fraction):.0%}" for fraction in dataset.fraction.values[~known]]
     words += [f"{' and '.join(late)} not within {int(dataset.step[-1])} steps"] if late else []
     ranked = _ranked(dataset, dataset.optimizer_half.values)
     parts = f"; the steps from which its parts stay below their halves: {ranked}" if ranked else ""
     optimizer, road = dataset.attrs["optimizer"], dataset.attrs["optimizer_road"]
-    return f"Training by {optimizer} brings it to {', '.join(words)}{parts}. Found {road}."
+    return f"Training by {optimizer} first brings it to {', '.join(words)}{parts}. Found {road}."
 
 
-def _steps_to(one: xr.Dataset) -> str:
+def _steps_to(one: xr.Dataset, dataset: xr.Dataset) -> str:
     steps, low, high = (float(one[f"optimizer_{name}"]) for name in ("steps", "earliest", "latest"))
-    return f"{float(one.fraction):.0%} after {steps:.3g} steps ({low:.3g} to {high:.3g})"
+    return (
+        f"{float(one.fraction):.0%} after {steps:.3g} steps ({low:.3g} to {high:.3g}{_for_good(one, steps, dataset)})"
+    )
+
+
+def _for_good(one: xr.Dataset, steps: float, dataset: xr.Dataset) -> str:
+    """Where the whole loss rises above this fraction again: when it is below for good; known of a half and a tenth."""
+    name = {0.5: "half", 0.1: "tenth"}.get(float(one.fraction))
+    stays = math.nan if name is None else float(dataset[f"optimizer_{name}"][0])
+    if name is None or stays <= 1.05 * steps + 1:
+        return ""
+    return f"; for good {'not' if math.isnan(stays) else f'after {stays:.3g},'} within {int(dataset.step[-1])}"
 
 
 def _order(dataset: xr.Dataset) -> str:
-    whole = f"Gradient descent under the kernel as it is now {_halved(float(dataset.part_half[0]))}"
-    whole += "; training changes the kernel, which often makes it far sooner."
+    whole = f"Gradient descent under the kernel as it is now {_halved(float(dataset.part_half[0]), _followed(dataset))}"
     ranked = _ranked(dataset, dataset.part_half.values)
     return f"{whole} Its parts are halved in this order: {ranked}." if ranked else whole
 
@@ -150,21 +162,27 @@ def _ranked(dataset: xr.Dataset, half: np.ndarray) -> str:
     """Outputs or classes in the order of their halves; "" where there are no two."""
     named = [i for i in range(1, len(half)) if not str(dataset.part.values[i]).startswith("error PC")]
     known = sorted((i for i in named if not math.isnan(half[i])), key=lambda i: half[i])
-    each = [f"{dataset.part.values[i]} ({_time(half[i])})" for i in known]
+    each = [f"{dataset.part.values[i]} ({_time(half[i], math.nan)})" for i in known]
     return ", ".join(each) if len(each) > 1 else ""
 
 
-def _halved(tau: float) -> str:
+def _halved(tau: float, followed: float) -> str:
     if math.isinf(tau):
-        return "would never halve the loss"
-    when = "a time that was not found" if math.isnan(tau) else f"tau = {short(tau)} (tau = learning rate x steps)"
-    return f"would halve the loss at {when}"
+        return "leaves the loss above its half for ever; training changes the kernel, and may halve it nevertheless."
+    when = f"at tau = {short(tau)}" if math.isfinite(tau) else f"later than tau = {short(followed)}"
+    sooner = "; training changes the kernel, which often makes it far sooner."
+    return f"would halve the loss {when} (tau = learning rate x steps){sooner}"
+
+
+def _followed(dataset: xr.Dataset) -> float:
+    """tau up to which the losses under the kernel as it is were followed; NaN in datasets of earlier versions."""
+    return float(dataset.attrs.get("followed", math.nan))
 
 
 def _row(one: xr.Dataset, of_classes: bool) -> tuple[str, ...]:
     accuracy = float(one.part_accuracy)
     shown = (("" if math.isnan(accuracy) else f"{accuracy:.1%}"),) if of_classes else ()
-    times = tuple(_time(float(one[f"part_{name}"])) for name in ("half", "tenth"))
+    times = tuple(_time(float(one[f"part_{name}"]), _followed(one)) for name in ("half", "tenth"))
     if _has_optimizer(one):
         times = tuple(_step(float(one[f"optimizer_{name}"]), one) for name in ("half", "tenth")) + times[:1]
     unreached = float(one.part_unreached)
@@ -183,9 +201,9 @@ def _step(steps: float, one: xr.Dataset) -> str:
     return f"> {int(one.step[-1])}" if math.isnan(steps) else short(steps)
 
 
-def _time(tau: float) -> str:
+def _time(tau: float, followed: float) -> str:
     if math.isnan(tau):
-        return "?"
+        return "?" if math.isnan(followed) else f"> {short(followed)}"
     return "never" if math.isinf(tau) else short(tau)
 
 
