@@ -92,34 +92,39 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def with_error(value: float, stderr: float) -> str:
+def with_error(value: float, stderr: float, most: int | None = None) -> str:
     """A number with its standard error, to the digits that the error leaves: "34.0 ± 0.5".
 
     Args:
         value: the number; NaN is one that is not known.
         stderr: its standard error, left out where the digits shown would hide it; NaN or inf where it is not known.
+        most: significant digits to show at most; by default as many as the error leaves.
 
-    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0), with_error(34.04, float("nan"))
-    ('34.04 ± 0.48', '8126', '34.04 ± unknown')
+    >>> with_error(34.04, 0.4839), with_error(8125.8581, 0.0), with_error(1.01418, 1.2e-6, most=4)
+    ('34.04 ± 0.48', '8126', '1.014')
+    >>> with_error(1.0142, 2e-3, most=4), with_error(34.04, float("nan"))
+    ('1.014 ± 0.002', '34.04 ± unknown')
     """
     if math.isnan(value):
         return "not known"
-    if not math.isfinite(value) or stderr <= INVISIBLE * abs(value):
+    last = math.floor(math.log10(abs(value))) + 1 - most if most and value else -math.inf  # the power of the last digit
+    if not math.isfinite(value) or stderr <= max(INVISIBLE * abs(value), 0.5 * 10.0**last):
         return f"{value:.4g}"
     if not math.isfinite(stderr):
         return f"{value:.4g} ± unknown"
-    power = math.floor(math.log10(max(abs(value), stderr)))
+    power, of_error = math.floor(math.log10(max(abs(value), stderr))), math.floor(math.log10(stderr)) - 1
+    smallest = max(of_error, last)
     if -3 <= power < 5:
-        digits = max(0, 1 - math.floor(math.log10(stderr)))
+        digits = int(max(0, -smallest))
         return f"{value:.{digits}f} ± {stderr:.{digits}f}"
-    digits = max(0, power + 1 - math.floor(math.log10(stderr)))
+    digits = int(max(0, power - smallest))
     scale = 10.0**power
     return f"({value / scale:.{digits}f} ± {stderr / scale:.{digits}f})e{power}"
 
 
-def with_bar(found: Any) -> str:
-    """An estimate with its standard error."""
-    return with_error(found.value, found.stderr)
+def with_bar(found: Any, most: int | None = None) -> str:
+    """An estimate with its standard error; for `most` see `with_error`."""
+    return with_error(found.value, found.stderr, most)
 
 
 def listed(texts: Iterable[str], most: int = 6) -> str:

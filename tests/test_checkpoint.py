@@ -278,9 +278,9 @@ def change(weights, name, value):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("rnn.bias_hh_l0", None, r"prefix 'rnn\.' .* missing 'bias_hh_l0', left over nothing"),
+        ("rnn.bias_hh_l0", None, r"prefix 'rnn\.' .* missing 'bias_hh_l0'; "),
         ("rnn.weight_ih_l0", None, "weight_hh_l0 needs a matrix weight_ih_l0 beside it"),
-        ("rnn.bias_ih_l1", torch.zeros(18), "missing nothing, left over 'bias_ih_l1'"),
+        ("rnn.bias_ih_l1", torch.zeros(18), ": left over 'bias_ih_l1'"),
         ("rnn.bias_ih_l0", torch.zeros(17), r"rnn\.bias_ih_l0 must be \[18\], got \[17\]"),
         ("rnn.weight_ih_l0", torch.zeros(12, 3), r"rnn\.weight_ih_l0 must be \[18, 3\], got \[12, 3\]"),
         ("rnn.weight_ih_l0", torch.tensor(1.0), "needs a matrix weight_ih_l0"),

@@ -248,13 +248,11 @@ def test_a_module_that_is_not_the_saved_one_is_explained(tmp_path):
     path = tmp_path / "net.pt"
     weights = Sequence().state_dict()
     torch.save({"state_dict": {"old.weight": torch.ones(2)} | weights | {"new.bias": torch.ones(1)}}, path)
-    with pytest.raises(
-        CheckpointError, match=r"missing nothing, left over under 'state_dict\.' 'old.weight', 'new.bias'"
-    ):
+    with pytest.raises(CheckpointError, match=r"left over under 'state_dict\.' 'old.weight', 'new.bias'"):
         load_checkpoint(path, Sequence())
     del weights["fc.bias"]
     torch.save(weights, path)
-    with pytest.raises(CheckpointError, match=r"does not fill the Sequence: missing 'fc.bias', left over nothing"):
+    with pytest.raises(CheckpointError, match=r"does not fill the Sequence: missing 'fc.bias'; make"):
         load_checkpoint(path, Sequence())
     torch.save(nn.GRU(3, 5).state_dict() | {"x": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"missing 'weight_ih_l0_reverse'.* left over 'x'"):

@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 import xarray as xr
+from rich.text import Text
 from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn import _analyze as analysis
 from kpflow_dyn._arrays import memory
 from kpflow_dyn._checkpoint import load_checkpoint
-from kpflow_dyn.cli._app import FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
+from kpflow_dyn.cli import _app
+from kpflow_dyn.cli._app import DEMO_TASK, FIGURE_NAMES, FILE_NAMES, LEARNING_NAMES, app
 from kpflow_dyn.cli._cost import Work, cost_of
 from kpflow_dyn.cli._options import task_options
 from kpflow_dyn.cli._training import short_names
@@ -450,6 +453,16 @@ def python(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+def test_help_texts_are_shown_whole() -> None:
+    """Text in square brackets is no markup."""
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    texts = [text for one in commands.values() for text in (one.help, one.epilog, *(p.help for p in one.params))]
+    assert len(texts) > 100
+    for text in filter(None, texts):
+        assert Text.from_markup(text).plain == text.replace("\\[", "["), text
+    assert "of inputs [trial, time, channel]" in " ".join(run("analyze", "--help").output.replace("│", " ").split())
+
+
 def test_start_up_imports_nothing_heavy(tmp_path: Path) -> None:
     code = "import sys, kpflow_dyn.cli; print({'torch', 'matplotlib', 'xarray', 'scipy', 'numpy'} & set(sys.modules))"
     assert python("-c", code, cwd=tmp_path).stdout == "set()\n"
@@ -461,6 +474,24 @@ def test_a_real_process_that_fails(tmp_path: Path) -> None:
     result = python("-c", code, *arguments, cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "kpflow-dyn: no checkpoint file none.pt\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_demo_asks_for_nothing_that_analyze_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are those of `analyze` of the same file, whose options have these defaults."""
+    ran: list[tuple] = []
+    monkeypatch.setattr(_app, "_run", lambda *arguments: ran.append(arguments))
+    path = str(files("kpflow_dyn").joinpath("data/demo.safetensors"))
+    for arguments in (["demo"], ["analyze", path, "--task", DEMO_TASK, "--threads", "1"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    (demo, seed, asked, threads, _), (network, *others, _) = ran
+    given = others[1]
+    assert (seed, threads) == (others[0], others[2])
+    assert asked == {name: given[name] for name in asked} and {given[name] for name in given.keys() - asked} <= {
+        None,
+        1000,
+    }
+    assert (demo.checkpoint, demo.task) == (network.checkpoint, network.task)
+    assert load_checkpoint(path).model == demo.model
 
 
 @pytest.mark.slow
@@ -482,10 +513,10 @@ def test_demo_in_a_real_process(tmp_path: Path) -> None:
     assert network.readout is not None
     scores, choice = network.readout(network.cell(torch.from_numpy(data.inputs).float())[0]), data.labels["class"]
     each = torch.nn.functional.cross_entropy(scores.transpose(1, 2), torch.from_numpy(choice), reduction="none")
-    fixation = torch.from_numpy(choice == 0)
-    trained_with = (each[fixation].mean() + each[~fixation].mean()).item() / 2  # as in examples/train_demo.py
-    assert results["numbers"]["loss"]["value"] == pytest.approx(trained_with, rel=1e-4)
+    assert results["numbers"]["loss"]["value"] == pytest.approx(each.mean().item(), rel=1e-4)
     right = (scores.argmax(-1) == torch.from_numpy(choice)).float()
+    assert results["numbers"]["accuracy"]["value"] == pytest.approx(right.mean().item(), rel=1e-5)
+    fixation = torch.from_numpy(choice == 0)
     accuracies = {part["part"]: part["accuracy"] for part in results["learning"]}
     assert accuracies["fixation"] == pytest.approx(right[fixation].mean().item(), rel=1e-5)
 

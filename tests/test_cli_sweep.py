@@ -17,8 +17,11 @@ from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn.cli._app import app
-from kpflow_dyn.report import read_results
+from kpflow_dyn.report import page_of, read_results
+from kpflow_dyn.sweep._collect import dataset_of
 from kpflow_dyn.sweep._configured import QUANTITIES, Setup, read_sweep
+from kpflow_dyn.sweep._design import design
+from kpflow_dyn.sweep._values import Record, Variable
 
 TOML = """
 out = "{out}"
@@ -92,6 +95,56 @@ def test_a_sweep_and_what_it_writes(finished) -> None:
     np.testing.assert_allclose(point.loss, loss.item(), rtol=1e-10)
     exact = kp.effective_rank(kp.MatrixOperator(flow.ntk.dense(), flow.ntk.domain, flow.ntk.domain)).value
     assert abs(point.ntk_effective_rank - exact) < 4 * point.ntk_effective_rank_stderr + 1e-6 * exact
+
+
+@pytest.mark.parametrize("loss", [None, "squared_error"])
+def test_the_loss_of_a_sweep_is_that_of_the_task(tmp_path: Path, loss: str | None) -> None:
+    """Of right classes the cross-entropy, as `analyze` takes it, unless another one is asked for."""
+    inputs, right = np.random.default_rng(0).normal(size=(3, 5, 2)), np.arange(15).reshape(3, 5) % 3
+    np.savez(tmp_path / "trials.npz", inputs=inputs, targets=right if loss is None else np.eye(3)[right])
+    file = tmp_path / "a.toml"
+    asked = 'quantities = ["loss", "accuracy"]' if loss is None else f'quantities = ["loss"]\nloss = "{loss}"'
+    file.write_text(
+        f'out = "{tmp_path}/out"\n[model]\nname = "rnn"\nunits = 4\n[task]\nname = "{tmp_path}/trials.npz"\n'
+        f"[grid]\nmodel.seed = [0, 1]\n[analysis]\n{asked}\n"
+    )
+    assert run(file).exit_code == 0
+    found = xr.load_dataset(tmp_path / "out" / "results.nc", engine="h5netcdf")
+    cell, readout = kp.models.make_model("rnn", 2, 4, 3, seed=1, dtype="float64")
+    y = readout(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(inputs))).state).detach()
+    if loss is None:
+        expected = torch.nn.functional.cross_entropy(y.flatten(0, 1), torch.from_numpy(right).flatten())
+        accuracy = (y.argmax(-1).numpy() == right).mean()
+        np.testing.assert_allclose(found.accuracy.sel(seed=1), accuracy)
+    else:
+        expected = kp.squared_error(torch.from_numpy(np.eye(3)[right]))(y)
+    np.testing.assert_allclose(found.loss.sel(seed=1), expected.item(), rtol=1e-10)
+    assert found.loss.attrs["kind"] == (loss or "cross_entropy")
+    page = page_of(found)
+    assert f"The loss is the {(loss or 'cross-entropy').replace('_', ' ')}." in page.lead
+    assert page.settings["run"] == "a.toml" and "None" not in str(page.settings["samples"])
+    assert "third axis" not in page.to_html()
+
+
+def test_accuracy_needs_right_classes(file: Path) -> None:
+    result = run(edited(file, '"loss"]', '"loss", "accuracy"]'))
+    assert result.exit_code == 2
+    assert "the loss is squared_error, so there is no accuracy" in " ".join(result.stderr.split())
+
+
+def test_the_kinds_of_a_loss_are_all_said() -> None:
+    records = [Record("done", variables={"loss": Variable((), np.ones(()), {"kind": kind})}) for kind in "ab"]
+    assert dataset_of(design({"g": [0, 1]}), records, {}).loss.attrs["kind"] == "a or b"
+
+
+def test_all_that_is_wrong_with_a_file_is_said_at_once(file: Path) -> None:
+    edited(edited(file, "units", "unit"), '"K_trace"', '"K_tracy"')
+    said = " ".join(run(edited(file, "[analysis]", "[analysis]\nsample = 3")).stderr.split())
+    for message in ("(1) [model]", "has no units", "(2) unknown key 'sample'", "(3) unknown quantity 'K_tracy'"):
+        assert message in said
+    edited(edited(edited(file, "unit ", "units "), '"K_tracy"', '"K_trace"'), "\nsample = 3", "")
+    said = " ".join(run(edited(edited(file, "trials = 3", "trials = 0"), "units = 6", "units = -6")).stderr.split())
+    assert "(1) [model]" in said and "(2) [task]" in said
 
 
 def test_running_again_goes_on(known: Path) -> None:
@@ -286,7 +339,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_all_quantities_are_finite() -> None:
     task = {"name": "flipflop", "bits": 1, "trials": 3, "steps": 6}
-    for names in (QUANTITIES, ("P_effective_rank", "core_norm")):
+    for names in ([name for name in QUANTITIES if name != "accuracy"], ("P_effective_rank", "core_norm")):
         found = Setup({"name": "gru", "units": 4}, {}, task, names)()
         assert set(found) == set(names)
         assert all(np.isfinite(float(value)) for value in found.values())

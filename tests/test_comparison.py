@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import kpflow_dyn._learning.curvature
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.models import to_jax
 from kpflow_dyn.report import page_of
+from kpflow_dyn.solvers import Estimate
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -157,7 +159,12 @@ def test_accuracies_are_those_of_the_outputs() -> None:
     assert rows[""] == ["A", "B"] and rows["loss"] == [f"{loss:.4g}" for loss in found.loss]
     assert rows["accuracy"] == [f"{part:.4g}" for part in found.accuracy]
     assert shown.count("(of the outputs, under the loss)") == 2  # the effective rank and the alignment of the NTK
-    assert f"next steps {found.step:.4f}" in shown
+    assert shown.count("(of the states)") == 4  # those of K and P
+    assert f"next steps {found.step:.4f}" in shown and "K and P compare unit i" in shown
+    assert "one mode" not in shown
+    one = replace(found, ranks={"NTK": (Estimate(1.01418, 1.2e-6, 9, "exact"),) * 2})
+    assert "Nearly all of each kernel is in one mode" in str(one) and " 1.014 " in str(one)
+    assert "1.01418" not in str(one)
     axes = found.plot().axes
     assert axes[1].get_ylabel() == "Rate under the loss" and len(axes[1].lines) == 2
 

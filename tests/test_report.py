@@ -452,9 +452,13 @@ def test_a_page_on_paper(dataset: xr.Dataset, tmp_path: Path) -> None:
 
 def test_a_comparison_under_a_loss_says_of_what_its_kernel_is(comparison: xr.Dataset) -> None:
     page = page_of(comparison)
-    labels = [row[0] for table in page.tables for row in table.rows]
+    meanings = {row[0]: row[-1] for table in page.tables for row in table.rows}
     for number in ("Effective rank", "Alignment"):
-        assert f"{number} of NTK of the outputs, under the loss" in labels and f"{number} of K" in labels
+        assert meanings[f"{number} of NTK"].startswith("of the outputs under the loss")
+        assert meanings[f"{number} of K"].startswith("of the states") and meanings[f"{number} of P"].startswith(
+            "of the s"
+        )
+    assert "K and P compare unit i of one network with unit i of the other" in page.tables[1].note
     assert "Most of the NTK of the outputs, under the loss, lies in" in page.charts[0].said()
 
 
@@ -475,6 +479,17 @@ def test_where_a_loss_rises_again_the_page_says_when_it_is_low_for_good() -> Non
     )
     assert "first brings it to 50% after 10 steps (10 to 10), 20%" in said
     assert "10% after 184 steps (184 to 184; for good not within 300)" in said
+
+
+def test_a_comparison_of_kernels_of_one_mode_says_so(comparison: xr.Dataset) -> None:
+    said = "Nearly all of each kernel is in one mode"
+    ranks = comparison.effective_rank
+    for rank, there in ((1.01418, True), (3.0, False)):
+        page = page_of(comparison.assign(effective_rank=ranks * 0 + rank, effective_rank_stderr=ranks * 0 + 1.2e-6))
+        assert (said in page.lead[0]) == there
+    assert "3" in page.tables[0].rows[2]
+    shown = page_of(comparison.assign(effective_rank=ranks * 0 + 1.01418, effective_rank_stderr=ranks * 0 + 1.2e-6))
+    assert ("1.014", "1.014") in [row[1:3] for row in shown.tables[0].rows]
 
 
 NEAR = [1.00001, 1.00002, 1.00003]

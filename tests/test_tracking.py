@@ -21,6 +21,7 @@ import kpflow_dyn._learning.tracking
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn._learning.tracking import target_components
 from kpflow_dyn.cli._app import app
+from kpflow_dyn.cli._checkpoints import checkpoints_in
 from kpflow_dyn.figures._learning import target_over_training
 from kpflow_dyn.report._track_charts import track_charts
 
@@ -239,6 +240,56 @@ def test_parameters_by_step_and_in_jax(x64: None) -> None:
     assert found.effective_rank.sel(step=7, operator="NTK", kind="full") == pytest.approx(expected, rel=1e-9)
     with pytest.raises(ValueError, match="no checkpoints"):
         kp.track(lambda: cells[0], {}, X)
+
+
+def test_a_readout_by_step_is_that_of_a_recording(run: Path) -> None:
+    recording = kp.Recorder.read(run)
+    parts = {
+        step: (recording.load(step, make_cell()), recording.load(step, make_readout(), "readout")) for step in STEPS
+    }
+    values = {
+        step: dict(cell.state_dict()) | {f"readout.{name}": value for name, value in readout.state_dict().items()}
+        for step, (cell, readout) in parts.items()
+    }
+    xr.testing.assert_allclose(tracked(values), tracked(run).drop_vars("recorded_loss"))
+    bare = {step: dict(cell.state_dict()) for step, (cell, _) in parts.items()}
+    with pytest.raises(ValueError, match=r"no parameter begins with 'readout\.'.*'readout\.weight'"):
+        tracked(bare)
+    with pytest.raises(ValueError, match=r"model: left over 'readout\.bias', 'readout\.weight'; pass"):
+        kp.track(make_cell, values, torch.from_numpy(X), progress=False)
+
+
+def test_track_takes_the_files_of_ones_own_loop(tmp_path: Path) -> None:
+    """With the same numbers as of a recording of the same steps; in the order of the numbers in the names."""
+    torch.manual_seed(0)
+    net, record = nn.ModuleDict({"rnn": nn.GRU(3, 4), "fc": nn.Linear(4, 3)}), kp.Recorder(tmp_path / "run")
+    for step in (2, 10):
+        record(step, net["rnn"], loss=1.0, readout=net["fc"])
+        torch.save({"model": net.state_dict(), "epoch": step}, tmp_path / f"net1_{step}.pt")
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter += 0.3 * torch.randn_like(parameter)
+    files = [tmp_path / f"net1_{step}.pt" for step in (10, 2)]
+    asked = ["--task", "memorypro", "--trials", "2", "--samples", "40", "--task-option", "memory=3"]
+    for given in ([tmp_path / "run"], files):
+        shown = CliRunner().invoke(app, ["track", *map(str, given), *asked])
+        assert shown.exit_code == 0, shown.output
+    whole, own = (
+        xr.load_dataset(path / "track" / "track.nc", engine="h5netcdf") for path in (tmp_path / "run", tmp_path)
+    )
+    assert own.step.values.tolist() == [2, 10]
+    xr.testing.assert_allclose(own, whole.drop_vars("recorded_loss"))
+    assert own.attrs["steps_are"] == "the last number in the name of each file"
+    shown = CliRunner().invoke(app, ["track", str(files[0]), *asked])
+    assert shown.exit_code == 2 and "several different checkpoints" in " ".join(shown.output.split())
+
+
+def test_files_without_numbers_are_steps_in_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("start.pt", "end.pt")]
+    for path in paths:
+        path.touch()
+    found = checkpoints_in(paths)
+    assert [found.file(step) for step in (0, 1)] == paths and "order" in found.numbered_by
 
 
 def test_comparison_against_dense(run: Path) -> None:

@@ -17,7 +17,7 @@ from kpflow_dyn._arrays import like_numpy
 from kpflow_dyn._checkpoint.cells import Cell
 from kpflow_dyn._checkpoint.files import Content, in_words, read
 from kpflow_dyn._checkpoint.names import Names, named
-from kpflow_dyn._problems.parameters import CheckpointError, dtype_name, listing, parameters_of, with_values
+from kpflow_dyn._problems.parameters import CheckpointError, differing, dtype_name, listing, parameters_of, with_values
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 
 
@@ -188,11 +188,8 @@ def _matching(names: Names, expected: Mapping[str, Any], kind: str) -> tuple[str
     unused = [name for name in tensors if name not in taken]
     extra = [name.removeprefix(head) for name in unused if name.startswith(head) and keys[name] in own]
     if missing or extra:
-        under = f" under {head!r}" if head else ""
-        raise CheckpointError(
-            f"missing {listing(missing)}, left over{under} {listing(extra)}; make the module that was saved, with the "
-            "same options"
-        )
+        wrong = differing(missing, extra, f"under {head!r} " if head else "")
+        raise CheckpointError(f"{wrong}; make the module that was saved, with the same options")
     expected = {name: value for name, value in expected.items() if head + name in tensors}
     for name, value in expected.items():
         wanted, got = (_kind(one) + str(list(one.shape)) for one in (value, tensors[head + name]))

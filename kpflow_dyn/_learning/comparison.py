@@ -15,7 +15,7 @@ that a loss of the user's own has it too; it must be convex, as an h with negati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,9 @@ from kpflow_dyn.solvers._orthogonalise import combine
 if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
+
+
+NEARLY_ONE = 1.1  # an effective rank below which nearly all is in one mode
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,10 +82,12 @@ class Comparison(ShownAsText):
 
     def __str__(self) -> str:
         degrees = ", ".join("none" if math.isnan(angle) else f"{angle:.1f}" for angle in np.degrees(self.angles))
-        alike = [f"alignment of {name:4} {with_bar(found)}{self._under(name)}" for name, found in self._alignments()]
+        alike = [f"alignment of {name:4} {with_bar(found, 4)}{self._of(name)}" for name, found in self._alignments()]
         step = [] if self.loss is None else [f"cosine of the next steps {self.step:.4f}"]
         angles = f"principal angles of {len(self.angles)} leading modes, in degrees: {degrees}"
-        return "\n".join([*self._side_by_side(), *alike, *step, angles])
+        ranks = [found.value for found in self.ranks.get("NTK", ())]
+        said = [on_one_mode(ranks), on_units(self.loss is not None) if self.K is not None else ""]
+        return "\n".join([*self._side_by_side(), *alike, *step, angles, *filter(None, said)])
 
     def _side_by_side(self) -> list[str]:
         """A row for each number that both have."""
@@ -90,13 +95,15 @@ class Comparison(ShownAsText):
         rows = [("", self.names, "")]
         rows += [(name, [f"{one:.4g}" for one in pair], "") for name, pair in now.items() if pair]
         for name, pair in self.ranks.items():
-            rows.append((f"effective rank of {name}", list(map(with_bar, pair)), self._under(name)))
+            rows.append((f"effective rank of {name}", [with_bar(one, 4) for one in pair], self._of(name)))
         widths = [max(len(row[1][place]) for row in rows) for place in (0, 1)]
         return [f"{name:21}  {a:>{widths[0]}}  {b:>{widths[1]}}{under}" for name, (a, b), under in rows]
 
-    def _under(self, operator: str) -> str:
-        """Of what the operator is, where the loss makes it another one: K and P are those of the states."""
-        return "  (of the outputs, under the loss)" if self.loss and operator == "NTK" else ""
+    def _of(self, operator: str) -> str:
+        """Of what the operator is under a loss: only the NTK is that of the outputs."""
+        if not self.loss:
+            return ""
+        return "  (of the outputs, under the loss)" if operator == "NTK" else "  (of the states)"
 
     def _alignments(self) -> list[tuple[str, Estimate]]:
         known = {"NTK": self.ntk, "K": self.K, "P": self.P}
@@ -115,6 +122,22 @@ class Comparison(ShownAsText):
         from kpflow_dyn.figures import _learning as figures
 
         return figures.comparison(self, dark=dark)
+
+
+def on_one_mode(ranks: Sequence[float]) -> str:
+    """What two effective ranks near 1 mean for an alignment; "" of others."""
+    if not ranks or not max(ranks) < NEARLY_ONE:
+        return ""
+    return "Nearly all of each kernel is in one mode, so that the alignment says how alike these two modes are."
+
+
+def on_units(outputs: bool) -> str:
+    """What is compared unit by unit: K and P, and the NTK too where it is not that of outputs."""
+    which = "K and P compare" if outputs else "All kernels here compare"
+    return (
+        f"{which} unit i of one network with unit i of the other. Networks trained from different seeds have their "
+        "units in no common order: between them these alignments mean nothing."
+    )
 
 
 def compare(
@@ -143,6 +166,7 @@ def compare(
 
     Args:
         a, b: flows on the same inputs. Their states have the same axes and lengths, and unit i is compared with unit i.
+            (Between models from different seeds, whose units have no common order, their alignments mean nothing.)
             Or their readouts, `flow.output(C, learn=True)`, with the same number of outputs; the states may then
             differ.
         k: how many leading modes to compare.

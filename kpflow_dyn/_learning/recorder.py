@@ -74,8 +74,9 @@ class Recorder:
         )
         if not found:
             raise FileNotFoundError(
-                f"no recorded steps (step_*.safetensors) in {folder}; a kp.Recorder writes them: call it in your "
-                "training loop, as record(step, model, loss=loss). Or compare two checkpoints with kpflow-dyn compare"
+                f"no recorded steps (step_*.safetensors) in {folder}; a kp.Recorder writes them: record = "
+                "kp.Recorder(folder), and in your training loop record(step, model, loss=loss). Checkpoints that you "
+                "have: kpflow-dyn track step_0.pt step_100.pt --task TASK"
             )
         losses = [float(_metadata(path)["loss"]) for _, path in found]
         return Recording(Path(folder), np.array([step for step, _ in found]), np.array(losses))

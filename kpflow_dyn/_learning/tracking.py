@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def track(
 
     Args:
         make_model: returns a new model of the recorded architecture. Each checkpoint is loaded into one.
-        checkpoints: the folder of a `Recorder`, or the result of `Recorder.read`; or parameters by name for each step.
+        checkpoints: the folder of a `Recorder`, or the result of `Recorder.read`; or parameters by name for each step,
+            with those of a readout as "readout.weight" and "readout.bias".
         x: inputs [trial, time, input], as for `DiscreteProblem`.
         make_readout: returns a new readout. It was recorded as the part "readout". Loss and target then belong to its
             outputs, and its weights learn too.
@@ -217,14 +218,27 @@ def _loaded(
 ) -> list[Checkpoint]:
     if isinstance(checkpoints, Mapping):
         return [
-            Checkpoint(int(step), digest_of(values.items()), partial(_from_values, make_model, pose, values))
+            Checkpoint(
+                int(step), digest_of(values.items()), partial(_from_values, make_model, make_readout, pose, values)
+            )
             for step, values in sorted(checkpoints.items())
         ]
     run = checkpoints if isinstance(checkpoints, Recording) else Recorder.read(checkpoints)
     return recorded(run, partial(_from_run, run, make_model, make_readout, pose))
 
 
-def recorded(run: Recording, load: Callable[[int], tuple[Problem, Any]]) -> list[Checkpoint]:
+class Steps(Protocol):
+    """A `Recording`, or other files of checkpoints."""
+
+    @property
+    def steps(self) -> np.ndarray: ...
+
+    def file(self, step: int) -> Path: ...
+
+    def loss(self, step: int) -> float: ...
+
+
+def recorded(run: Steps, load: Callable[[int], tuple[Problem, Any]]) -> list[Checkpoint]:
     """All steps of a recording; `load` gives the problem and the readout at one."""
     return [
         Checkpoint(step, digest_of([("", run.file(step))]), partial(load, step), run.loss(step))
@@ -233,9 +247,20 @@ def recorded(run: Recording, load: Callable[[int], tuple[Problem, Any]]) -> list
 
 
 def _from_values(
-    make_model: Callable, pose: Callable[[Any], Problem], values: Mapping[str, Any]
-) -> tuple[Problem, None]:
-    return pose(with_values(make_model(), {name: to_numpy(value) for name, value in values.items()})), None
+    make_model: Callable, make_readout: Callable | None, pose: Callable[[Any], Problem], values: Mapping[str, Any]
+) -> tuple[Problem, Any]:
+    arrays = {name: to_numpy(value) for name, value in values.items()}
+    if make_readout is None:
+        return pose(with_values(make_model(), arrays)), None
+    of_readout = {name: array for name, array in arrays.items() if name.startswith(f"{READOUT}.")}
+    if not of_readout:
+        raise ValueError(
+            f"make_readout is given, but no parameter begins with '{READOUT}.'; name those of the readout "
+            f"'{READOUT}.weight' and '{READOUT}.bias'"
+        )
+    own = {name.removeprefix(f"{READOUT}."): array for name, array in of_readout.items()}
+    model = with_values(make_model(), {name: arrays[name] for name in arrays.keys() - of_readout.keys()})
+    return pose(model), with_values(make_readout(), own)
 
 
 def _from_run(

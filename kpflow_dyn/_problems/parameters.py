@@ -1,6 +1,6 @@
 """Parameters of a model by their names, in either framework: taken out, compared with those of a file, put back."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,17 @@ def check_names(
 ) -> None:
     """Raise a CheckpointError unless names and shapes are those expected; the file has the prefix before each name."""
     if wrong := sorted(set(found) ^ set(expected)):
-        raise CheckpointError(
-            f"{problem}: missing {listing(name for name in wrong if name in expected)}, "
-            f"left over {listing(name for name in wrong if name in found)}; {advice}"
-        )
+        missing, extra = ([name for name in wrong if name in names] for names in (expected, found))
+        raise CheckpointError(f"{problem}: {differing(missing, extra)}; {advice}")
     for name, array in expected.items():
         if found[name].shape != array.shape:
             raise CheckpointError(f"{prefix}{name} must be {list(array.shape)}, got {list(found[name].shape)}")
+
+
+def differing(missing: Sequence[str], extra: Sequence[str], where: str = "") -> str:
+    """Which names are missing, and which are left over; only what there is."""
+    parts = {"missing ": missing, f"left over {where}": extra}
+    return ", ".join(f"{what}{listing(names)}" for what, names in parts.items() if names)
 
 
 def listing(names: Iterable[str]) -> str:

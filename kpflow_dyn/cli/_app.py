@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from kpflow_dyn._flows.flow import Flow
     from kpflow_dyn.cli._found import Choice
-    from kpflow_dyn.tasks import TaskData
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
@@ -134,15 +133,8 @@ def demo(
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
     with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
         source = Network(checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
-        asked = {"k": modes, "samples": samples, "all_steps": all_steps, "mask": _choices_as_fixation}
-        asked |= {"optimizer": optimizer, "lr": lr}
+        asked = {"k": modes, "samples": samples, "all_steps": all_steps, "optimizer": optimizer, "lr": lr}
         _run(source, seed, asked, threads, Output(out, overwrite, verbose, dry_run))
-
-
-def _choices_as_fixation(data: TaskData) -> Any:
-    """The weights in the loss that the demo's network was trained with: fixation and decision weigh the same."""
-    fixation = data.labels["class"] == 0
-    return fixation / fixation.sum() + ~fixation / (~fixation).sum()
 
 
 EXAMPLES = {
@@ -218,7 +210,6 @@ def _run(source: Network | str, seed: int, asked: dict[str, Any], threads: int |
     say("", f"{cost}.", 0)
     if out.dry_run:
         return
-    asked |= {"mask": asked["mask"](subject.task)} if "mask" in asked else {}
     with stages() as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         dataset = kpflow_dyn.analyze(

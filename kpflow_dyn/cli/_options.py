@@ -115,8 +115,8 @@ Inputs = Annotated[
     Path | None,
     of_task(
         "--x",
-        help="Instead of --task: a .npy file, or a .npz file with x, of inputs [trial, time, channel]. For a module: "
-        "[trial, ...] as it takes them.",
+        help="Instead of --task: a .npy file, or a .npz file with x, of inputs \\[trial, time, channel]. For a module: "
+        "\\[trial, ...] as it takes them.",
     ),
 ]
 

@@ -14,6 +14,7 @@ import typer
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
+from kpflow_dyn.cli._checkpoints import Files, checkpoints_in
 from kpflow_dyn.cli._report import PAGE
 from kpflow_dyn.cli._sources import (
     Network,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._checkpoint import Checkpoint
     from kpflow_dyn._flows.flow import Flow
     from kpflow_dyn._learning.comparison import Comparison
+    from kpflow_dyn._learning.recorder import Recording
     from kpflow_dyn._problems.problems import DiscreteProblem
     from kpflow_dyn.tasks import TaskData
 
@@ -41,7 +43,13 @@ TRACK_KEPT = "the checkpoints that are done are kept; run again to resume"
 
 
 def track(
-    run_dir: Annotated[Path, typer.Argument(help="The folder of a Recorder, of checkpoints along a training.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The folder of a kp.Recorder; or the checkpoint files of your own loop, each as `analyze` takes it, "
+            "with the step as the last number in its name."
+        ),
+    ],
     task: given.OnTask,
     task_option: given.TaskOption = None,
     model: given.Model = None,
@@ -59,7 +67,8 @@ def track(
     dtype: given.Dtype = None,
     threads: given.Threads = None,
     out: Annotated[
-        Path | None, given.of_output(help="Folder to write; by default RUN_DIR/track. What is known there is kept.")
+        Path | None,
+        given.of_output(help="Folder to write; by default track beside the checkpoints. What is known there is kept."),
     ] = None,
     debug: given.Debug = False,
 ) -> None:
@@ -72,12 +81,13 @@ def track(
     with plain_errors(debug, interrupted=TRACK_KEPT):
         given.check_learning(loss)
         limit_threads(threads)
-        out = run_dir / "track" if out is None else out
-        source = Network(run_dir, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
+        run = checkpoints_in(checkpoints)
+        out = run.folder / "track" if out is None else out
+        source = Network(run.folder, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
         source = dataclasses.replace(source, task_options=given.task_options(task_option), carry_state=carry_state)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            dataset, said = _tracked(source, seed, samples, loss, all_steps, out)
+            dataset, said = _tracked(run, source, seed, samples, loss, all_steps, out)
         warned = notes(caught)
         dataset.attrs |= {"warnings": "\n".join(warned)}
         _write_track(dataset, out)
@@ -113,7 +123,8 @@ def compare(
 ) -> None:
     """Compare how two networks learn on the same trials: how alike are their kernels and their leading modes?
 
-    Where both have a readout, their kernels are those under the loss.
+    Where both have a readout, their kernels are those under the loss. K and P compare unit i with unit i, which means
+    nothing for networks from different seeds.
 
     It writes a page, comparison.json, .nc, .txt and .png.
     """
@@ -232,14 +243,12 @@ def _write_comparison(found: Comparison, dataset: xr.Dataset, folder: Path) -> N
 
 
 def _tracked(
-    source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path
+    run: Recording | Files, source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path
 ) -> tuple[xr.Dataset, list[str]]:
     """`kp.track` of checkpoint files, each read as `analyze` reads it; and what was found in the last one."""
-    import kpflow_dyn as kp
     from kpflow_dyn._learning.losses import loss_of_task
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
 
-    run = kp.Recorder.read(source.checkpoint)
     last_file = run.file(run.steps[-1])
     last, _ = load(dataclasses.replace(source, checkpoint=last_file), seed, loss)
     # The task tells the nonlinearity of a network that has learnt it, and one network has one.
@@ -262,6 +271,7 @@ def _tracked(
     about = {
         "title": title,
         "run": str(run.folder),
+        **({"steps_are": run.numbered_by} if isinstance(run, Files) else {}),
         "task": data.name,
         **said_of_options(source),
         "learning": on_readout,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpflow_dyn._learning.comparison import on_one_mode, on_units
 from kpflow_dyn._shown import with_error
 from kpflow_dyn.report._charts import Chart, figure, line, numbers, plain, with_bars
 from kpflow_dyn.report._numbers import percent, settings, short, versions
@@ -20,7 +21,6 @@ ERRORS = "± is one standard error; without it a number is exact in the digits s
 LOG = {"type": "log", "exponentformat": "power"}
 OPERATORS = {
     "NTK": "how one step of gradient descent moves the whole trajectory",
-    "NTK of the outputs, under the loss": "how one step of gradient descent on the loss moves the outputs",
     "K": "what the parameters change directly, in each step by itself",
     "P": "how the dynamics pass a change on to later states",
 }
@@ -51,6 +51,8 @@ def _lead(dataset: xr.Dataset) -> list[str]:
         f"The kernels of {a} and {b}{under} have an alignment of {short(aligned, 2)}: 1 would be the same kernel up to "
         "a factor, 0 kernels that have nothing in common."
     ]
+    one_mode = on_one_mode(dataset.effective_rank.sel(operator="NTK").values.tolist())
+    lead[0] += f" {one_mode}" if one_mode else ""
     if "loss" in dataset:
         first, second = (_now(dataset.sel(model=name)) for name in (a, b))
         lead.append(f"The loss of {a} is {first}, that of {b} {second}.")
@@ -67,7 +69,6 @@ def _now(one: xr.Dataset) -> str:
 
 
 def _side_by_side(dataset: xr.Dataset) -> Table:
-    operators = _operators(dataset)
     now = {"loss": ("Loss", "on these trials"), "accuracy": ("Accuracy", "the share whose largest output is right")}
     rows = [
         (label, *(short(float(one), 4) for one in dataset[name].values), meaning)
@@ -75,8 +76,8 @@ def _side_by_side(dataset: xr.Dataset) -> Table:
         if name in dataset
     ]
     rows += [
-        (f"Effective rank of {called}", *_rank_texts(dataset, name), f"of {OPERATORS.get(called, called)}")
-        for name, called in operators.items()
+        (f"Effective rank of {name}", *_rank_texts(dataset, name), f"of {meaning}")
+        for name, meaning in _operators(dataset).items()
     ]
     rows += [(name.capitalize(), *pair, "") for name, pair in _texts(dataset).items()]
     note = f"An effective rank says in how many directions most lies: (sum)² / sum of squares of eigenvalues. {ERRORS}"
@@ -84,9 +85,11 @@ def _side_by_side(dataset: xr.Dataset) -> Table:
 
 
 def _operators(dataset: xr.Dataset) -> dict[str, str]:
-    """What the operators are called, by name: under a loss the NTK is that of the outputs, K and P are the states'."""
-    under = " of the outputs, under the loss" if "loss" in dataset else ""
-    return {name: name + under * (name == "NTK") for name in map(str, dataset.operator.values)}
+    """What the operators are, by name: under a loss the NTK is that of the outputs, K and P are those of the states."""
+    under = {"NTK": "the outputs under the loss: how one step of gradient descent on the loss moves them"}
+    if "loss" in dataset:
+        under |= {name: f"the states: {OPERATORS[name]}" for name in ("K", "P")}
+    return {name: under[name] if "loss" in dataset else OPERATORS[name] for name in map(str, dataset.operator.values)}
 
 
 def _texts(dataset: xr.Dataset) -> dict[str, list[str]]:
@@ -101,13 +104,13 @@ def _texts(dataset: xr.Dataset) -> dict[str, list[str]]:
 def _rank_texts(dataset: xr.Dataset, operator: str) -> list[str]:
     one = dataset.sel(operator=operator)
     pairs = zip(one.effective_rank.values, one.effective_rank_stderr.values, strict=True)
-    return [with_error(float(value), float(stderr)) for value, stderr in pairs]
+    return [with_error(float(value), float(stderr), most=4) for value, stderr in pairs]
 
 
 def _alike(dataset: xr.Dataset) -> Table:
     rows = [
-        (f"Alignment of {called}", _alignment(dataset, name), OPERATORS.get(called, ""))
-        for name, called in _operators(dataset).items()
+        (f"Alignment of {name}", _alignment(dataset, name), f"of {meaning}")
+        for name, meaning in _operators(dataset).items()
         if np.isfinite(float(dataset.alignment.sel(operator=name)))
     ]
     if np.isfinite(step := float(dataset.step_cosine)):
@@ -116,12 +119,14 @@ def _alike(dataset: xr.Dataset) -> Table:
     shown = ", ".join("-" if np.isnan(angle) else f"{angle:.0f}" for angle in angles)
     rows.append(("Principal angles, in degrees", shown, f"between the spans of the {angles.size} leading modes"))
     note = f"The alignment of A and B is tr(A* B) / (|A| |B|). {ERRORS}"
+    if np.isfinite(float(dataset.alignment.sel(operator="K"))):
+        note += f"\n{on_units('loss' in dataset)}"
     return Table("How alike they are", ("Number", "Value", "Of what"), rows, note)
 
 
 def _alignment(dataset: xr.Dataset, operator: str) -> str:
     one = dataset.sel(operator=operator)
-    return with_error(float(one.alignment), float(one.alignment_stderr))
+    return with_error(float(one.alignment), float(one.alignment_stderr), most=4)
 
 
 def _ranks(dataset: xr.Dataset) -> Chart:
@@ -138,7 +143,7 @@ def _ranks(dataset: xr.Dataset) -> Chart:
     text = "In how many directions most of each operator lies, with bars of two standard errors."
     ranks = dataset.effective_rank.sel(operator="NTK").values
     a, b = _names(dataset)
-    ntk = _operators(dataset)["NTK"] + "," * ("loss" in dataset)
+    ntk = "NTK of the outputs, under the loss," if "loss" in dataset else "NTK"
     finding = f"Most of the {ntk} lies in {short(ranks[0])} directions in {a}, and in {short(ranks[1])} in {b}."
     return Chart("ranks", "Effective ranks side by side", text, {(): figure(traces, **axes)}, finding=finding)
 

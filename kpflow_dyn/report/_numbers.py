@@ -105,9 +105,11 @@ def lines(value: Any) -> list[str]:
         table = json.loads(text) if text.startswith(("{", "[")) else None
     except ValueError:
         table = None
+    if not table:
+        return text.split("; ")
     if isinstance(table, dict):
         return [f"{words(str(name))}: {entry}" for name, entry in table.items()]
-    return [str(entry) for entry in table] if isinstance(table, list) else text.split("; ")
+    return [str(entry) for entry in table]
 
 
 def _summary(value: float, attrs: dict[str, Any]) -> dict[str, Any]:

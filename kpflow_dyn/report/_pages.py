@@ -11,7 +11,7 @@ import numpy as np
 from kpflow_dyn._shown import INVISIBLE, with_error
 from kpflow_dyn.report._analysis_charts import analysis_charts, shares
 from kpflow_dyn.report._comparison_charts import page_of_comparison
-from kpflow_dyn.report._learning_charts import has_learning, learning_lead, learning_table
+from kpflow_dyn.report._learning_charts import LOSSES, has_learning, learning_lead, learning_table
 from kpflow_dyn.report._numbers import percent, settings, short, summarize, versions
 from kpflow_dyn.report._page import Page, Table
 from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
@@ -193,7 +193,7 @@ def _row(one: xr.Dataset, operators: list[str]) -> tuple[str, ...]:
 
 
 def _text(one: xr.Dataset, name: str, **chosen: str) -> str:
-    return with_error(float(one[name].sel(chosen)), float(one[f"{name}_stderr"].sel(chosen)))
+    return with_error(float(one[name].sel(chosen)), float(one[f"{name}_stderr"].sel(chosen)), most=4)
 
 
 def _of_sweep(dataset: xr.Dataset) -> Page:
@@ -206,7 +206,7 @@ def _of_sweep(dataset: xr.Dataset) -> Page:
         tables.append(Table("What is missing", ("Point", "Status", "Why"), failed[:SHOWN], more))
     return Page(
         title=dataset.attrs.get("title", "Sweep of points" if axes == ["point"] else f"Sweep over {', '.join(axes)}"),
-        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.",),
+        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.", *_kinds(dataset)),
         charts=sweep_charts(dataset),
         tables=tables,
         settings=settings(dataset) | {"seconds per point": f"{float(dataset.seconds.where(dataset.done).mean()):.3g}"},
@@ -214,6 +214,12 @@ def _of_sweep(dataset: xr.Dataset) -> Page:
         about=_about(dataset),
         numbers=[_statistics(dataset)] if quantities(dataset) else [],
     )
+
+
+def _kinds(dataset: xr.Dataset) -> list[str]:
+    """Which loss the loss of a sweep on a task is."""
+    kind = str(dataset["loss"].attrs.get("kind", "")) if "loss" in dataset else ""
+    return [f"The loss is the {' or the '.join(LOSSES.get(one, one) for one in kind.split(' or '))}."] if kind else []
 
 
 def _failure(dataset: xr.Dataset, index: tuple) -> tuple[str, str, str]:
@@ -231,6 +237,7 @@ def _statistics(dataset: xr.Dataset) -> Table:
         spread = np.quantile(known, [0, 0.25, 0.5, 0.75, 1]) if known.size else np.full(5, np.nan)
         bar = float(dataset[f"{name}_stderr"].mean()) if f"{name}_stderr" in dataset else 0.0
         shown = "" if bar <= INVISIBLE * abs(spread[2]) else f"{bar:.2g}"
-        rows.append((spaced(name), *(f"{value:.4g}" for value in spread), shown, str(known.size)))
+        kind = f" ({dataset[name].attrs['kind']})" if "kind" in dataset[name].attrs else ""
+        rows.append((spaced(name + kind), *(f"{value:.4g}" for value in spread), shown, str(known.size)))
     header = ("Number", "Least", "Quarter", "Median", "Three quarters", "Largest", "Standard error", "Points")
     return Table("Numbers", header, rows, "The standard error is that of one point, in the mean; none where exact.")

@@ -143,6 +143,8 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     pairs = list(itertools.permutations(axes, 2))
 
     most = MOST_TRACES // (len(names) * len(pairs))
+    third = " Lines are the values of a third axis" if len(axes) > 2 else ""
+    third += "; over any further axes they are means." if len(axes) > 3 else "." if third else ""
 
     def view(name: str, pair: tuple[str, str]) -> Any:
         return _panels(dataset, name, *pair, [axis for axis in axes if axis not in pair][:1], most)
@@ -150,8 +152,7 @@ def _multiples(dataset: xr.Dataset, names: list[str], axes: list[str]) -> Chart:
     return Chart(
         "multiples",
         "Small multiples",
-        "A panel for each value of one axis, all on one scale. Lines are the values of a third axis; over any further "
-        "axes they are means. Of many values some are shown.",
+        f"A panel for each value of one axis, all on one scale.{third} Of many values some are shown.",
         views(view, names, pairs),
         (_quantity(names), Choice("Show", tuple(f"against {x}, by {panel}" for x, panel in pairs))),
         520,

@@ -17,8 +17,18 @@ Table = Mapping[str, Any]
 LEAST = 8  # samples of an estimate
 
 
+def raise_all(errors: Iterable[str]) -> None:
+    """Raise one error that tells all of them."""
+    if said := list(errors):
+        raise ValueError(" ".join(f"({i}) {each}" for i, each in enumerate(said, 1)) if len(said) > 1 else said[0])
+
+
 def check_analysis(given: Table, with_summary: bool) -> None:
     """Raise unless samples, seed and timeout are such numbers; a summary needs more samples than other quantities."""
+    from kpflow_dyn._learning.losses import check_name
+
+    if (loss := given.get("loss")) is not None:
+        check_name(loss)
     if "samples" in given:
         check_count("[analysis] samples", given["samples"], LEAST_SAMPLES if with_summary else LEAST)
     check_count("[analysis] seed", given.get("seed", 0), 0)
@@ -28,21 +38,28 @@ def check_analysis(given: Table, with_summary: bool) -> None:
 
 
 def check_tables(points: Sequence[Mapping[str, Table]], axes: Iterable[tuple[str, str]], path: Path) -> None:
-    """Raise for a table, or for a value on an axis, with which nothing can be made at any point."""
-    for table in MADE:
-        tables = {repr(sorted(point[table].items())): point[table] for point in points}
-        errors = [(found, _error(table, found)) for found in tables.values()]
-        for key in [None, *(key for where, key in axes if where == table)]:
-            for value in {repr(found.get(key)): found.get(key) for found, _ in errors}.values():
-                _check_value(table, key, value, errors, path)
+    """Raise for tables, or for values on an axis, with which nothing can be made at any point."""
+    raise_all(error for table in MADE for error in _of_table(table, points, list(axes), path))
 
 
-def _check_value(table: str, key: str | None, value: Any, errors: list[tuple[Table, Any]], path: Path) -> None:
-    """Raise the error that all tables with this value have; of all tables where there is no key."""
+def _of_table(
+    table: str, points: Sequence[Mapping[str, Table]], axes: Sequence[tuple[str, str]], path: Path
+) -> list[str]:
+    """What is wrong with a table, or else with the values of an axis."""
+    tables = {repr(sorted(point[table].items())): point[table] for point in points}
+    errors = [(found, _error(table, found)) for found in tables.values()]
+    for key in [None, *(key for where, key in axes if where == table)]:
+        values = {repr(found.get(key)): found.get(key) for found, _ in errors}.values()
+        if said := [text for value in values if (text := _of_value(table, key, value, errors, path))]:
+            return said
+    return []
+
+
+def _of_value(table: str, key: str | None, value: Any, errors: list[tuple[Table, Any]], path: Path) -> str:
+    """The error that all tables with this value have; of all tables where there is no key."""
     found = [error for entries, error in errors if key is None or entries[key] == value]
-    if all(found):
-        at = "" if key is None else f" with {key} = {value!r}"
-        raise ValueError(f"[{table}] in {path}{at}: {found[0]}") from found[0]
+    at = "" if key is None else f" with {key} = {value!r}"
+    return f"[{table}] in {path}{at}: {found[0]}" if all(found) else ""
 
 
 def _error(table: str, given: Table) -> Exception | None:

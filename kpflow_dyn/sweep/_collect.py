@@ -92,7 +92,17 @@ def _stacked(name: str, each: Sequence[Variable | None], dims: tuple[str, ...], 
     for place, variable in enumerate(each):
         if variable is not None:
             values[(place, *map(slice, variable.values.shape))] = variable.values
-    return (*dims, *own), values.reshape((*shape, *largest)), known[0].attrs
+    return (*dims, *own), values.reshape((*shape, *largest)), _attributes(known)
+
+
+def _attributes(known: Sequence[Variable]) -> dict[str, Any]:
+    """Those of one name at all points; both texts where points differ, as in the kind of a loss."""
+    given: dict[str, dict[Any, None]] = {}
+    for variable in known:
+        for name, value in variable.attrs.items():
+            given.setdefault(name, {})[str(value)] = None
+    first = {name: value for variable in reversed(known) for name, value in variable.attrs.items()}
+    return {name: first[name] if len(values) == 1 else " or ".join(values) for name, values in given.items()}
 
 
 def _empty(shape: tuple[int, ...], kind: np.dtype, whole: bool) -> np.ndarray:

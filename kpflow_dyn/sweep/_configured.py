@@ -19,6 +19,7 @@
 
     [analysis]
     quantities = ["ntk_effective_rank", "loss"]
+    loss = "cross_entropy"               # or "squared_error"; left out, the loss that `kpflow-dyn analyze` takes
     timeout = 60                         # seconds for each point; samples and seed of the estimates may stand here too
 
     [executor]                           # options of the executor's class, such as threads = 2; may be left out
@@ -42,7 +43,7 @@ import kpflow_dyn
 from kpflow_dyn._arrays import like_numpy, to_numpy
 from kpflow_dyn._backend import BACKENDS
 from kpflow_dyn._problems.parameters import parameters_of
-from kpflow_dyn.sweep._checks import MADE, check_analysis, check_tables, code_named
+from kpflow_dyn.sweep._checks import MADE, check_analysis, check_tables, code_named, raise_all
 from kpflow_dyn.sweep._design import design
 from kpflow_dyn.sweep._sweep import Sweep
 from kpflow_dyn.tasks._data import check_count, check_number, nearest
@@ -50,12 +51,13 @@ from kpflow_dyn.tasks._data import check_count, check_number, nearest
 OPERATORS = ("core", "K", "ntk")
 SCALARS = {f"{op}_{what}": (op, what) for op in OPERATORS for what in ("trace", "norm", "effective_rank")}
 OF_SUMMARY = ("temporal_effective_rank", "spatial_effective_rank", "trial_effective_rank", "K_ntk_alignment")
-OTHERS = ("P_effective_rank", "state_effective_rank", "loss")
+OF_TASK = ("loss", "accuracy")
+OTHERS = ("P_effective_rank", "state_effective_rank", *OF_TASK)
 QUANTITIES = (*SCALARS, *OF_SUMMARY, *OTHERS)
-"""What can be asked for: numbers of `kp.summary` and `kp.analyze`, er(P P*), and the mean squared error on the task."""
+"""What can be asked for: numbers of `kp.summary` and `kp.analyze`, er(P P*), and loss and accuracy on the task."""
 
 TABLES = ("model", "init", "task", "grid", "analysis", "executor")
-ANALYSIS = ("quantities", "samples", "seed", "timeout")
+ANALYSIS = ("quantities", "loss", "samples", "seed", "timeout")
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Setup:
     """What the points of a configured sweep share; called with the arguments of one.
 
     Each argument stands for the table and key that `axes` has for its name. Without `samples`, the random probes behind
-    each estimate, values are exact where these are cheap.
+    each estimate, values are exact where these are cheap. Without `loss`, it is that of the task, as in `kp.analyze`.
 
     >>> task = {"name": "flipflop", "trials": 2, "steps": 5}
     >>> setup = Setup({"name": "rnn", "units": 4}, {"law": "gaussian"}, task, ("K_trace",), {"g": ("init", "g")})
@@ -78,6 +80,7 @@ class Setup:
     axes: dict[str, tuple[str, str]] = field(default_factory=dict)
     samples: int | None = None
     seed: int = 0
+    loss: str | None = None
     code: dict[str, str] = field(default_factory=dict)  # of tasks and laws of the user's own, and of files of trials
 
     def __call__(self, **point: Any) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Setup:
         cell, readout, data = _made(**self.tables(point))
         x = like_numpy(data.inputs, next(iter(parameters_of(cell).values())))
         flow = kpflow_dyn.linearize(kpflow_dyn.solve(kpflow_dyn.DiscreteProblem(cell, x)))
-        found = _Quantities(flow, (cell, readout), data, self.samples, self.seed)
+        found = _Quantities(flow, (cell, readout), data, self.samples, self.seed, self.loss)
         return {name: found.get(name, self.with_summary) for name in self.quantities}
 
     @property
@@ -106,9 +109,11 @@ class Setup:
         first: Exception | None = None
         for point in points:
             try:
-                data = _made(**self.tables(point))[2]
-                if data.targets is None and "loss" in self.quantities:
-                    raise ValueError(f"the task {data.name} has no targets, so there is no loss")
+                _cell, readout, data = _made(**self.tables(point))
+                if asked := [name for name in OF_TASK if name in self.quantities]:
+                    kind = _loss_of(data, len(to_numpy(readout.weight)), self.loss)
+                    if "accuracy" in asked:
+                        _check_classes(kind)
                 return
             except Exception as error:
                 first = first or error
@@ -136,36 +141,46 @@ def read_sweep(path: str | Path) -> tuple[Sweep, float | None, dict[str, Any]]:
     check_analysis(content["analysis"], setup.with_summary)
     check_tables([setup.tables(point) for point in points], list(names.values()), path)
     setup = replace(setup, code=code_named(setup.tables(point) for point in points))
-    about = {name: json.dumps(tables[name]) for name in MADE} | {"samples": f"{setup.samples}", "seed": setup.seed}
+    samples = "as many as exact values take, where these are cheap" if setup.samples is None else setup.samples
+    about = {"run": path.name} | {name: json.dumps(tables[name]) for name in MADE if tables[name]}
+    about |= {"samples": samples, "seed": setup.seed}
     swept = Sweep(setup, over, content.get("out", path.with_suffix("")), attrs=about)
     return swept, timeout, content.get("executor", {})
 
 
 def _check_tables(content: Mapping[str, Any], path: Path) -> None:
-    _check_keys(content, (*TABLES, "out"), f"{path}")
+    raise_all([*_unknown(content, (*TABLES, "out"), f"{path}"), *_missing_tables(content, path)])
+    raise_all(_entries(content, path))
+
+
+def _missing_tables(content: Mapping[str, Any], path: Path) -> Iterator[str]:
     if not isinstance(out := content.get("out", "a"), str) or not out:
-        raise ValueError(f"out in {path} is {out!r}, expected the name of a folder")
+        yield f"out in {path} is {out!r}, expected the name of a folder"
     for table in TABLES:
         if not isinstance(content.get(table, {} if table in ("init", "executor") else None), dict):
-            raise ValueError(f"{path} has no table [{table}]")
+            yield f"{path} has no table [{table}]"
+
+
+def _entries(content: Mapping[str, Any], path: Path) -> Iterator[str]:
+    """What is wrong with the entries of the tables, all of which are there."""
     for table, key in (("model", "name"), ("model", "units"), ("task", "name"), ("analysis", "quantities")):
         if key not in content[table] and key not in content["grid"].get(table, {}):
-            raise ValueError(f"[{table}] in {path} has no {key}")
+            yield f"[{table}] in {path} has no {key}"
     init = content.get("init", {}) | content["grid"].get("init", {})
     if "init" in content | content["grid"] and "law" not in init:
-        raise ValueError(f"[init] in {path} has no law")
-    _check_keys(content["analysis"], ANALYSIS, "[analysis]")
-    quantities = content["analysis"]["quantities"]
-    if not isinstance(quantities, list) or not quantities or len(set(map(str, quantities))) < len(quantities):
-        raise ValueError(f"quantities in {path} is {quantities!r}, expected a list of different names, one at least")
-    _check_keys(quantities, QUANTITIES, "quantities", "quantity")
+        yield f"[init] in {path} has no law"
+    yield from _unknown(content["analysis"], ANALYSIS, "[analysis]")
+    quantities = content["analysis"].get("quantities", QUANTITIES)
+    if not isinstance(quantities, list | tuple) or not quantities or len(set(map(str, quantities))) < len(quantities):
+        yield f"quantities in {path} is {quantities!r}, expected a list of different names, one at least"
+    else:
+        yield from _unknown(quantities, QUANTITIES, "quantities", "quantity")
 
 
-def _check_keys(given: Any, known: tuple[str, ...], where: str, what: str = "key") -> None:
+def _unknown(given: Any, known: tuple[str, ...], where: str, what: str = "key") -> Iterator[str]:
     for key in given:
         if key not in known:
-            near = nearest(str(key), known)
-            raise ValueError(f"unknown {what} {key!r} in {where}.{near} Known: {', '.join(known)}.")
+            yield f"unknown {what} {key!r} in {where}.{nearest(str(key), known)} Known: {', '.join(known)}."
 
 
 def _flat(grid: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -239,6 +254,7 @@ class _Quantities:
     task: Any
     samples: int | None
     seed: int
+    loss_asked: str | None = None
     known: dict[str, Any] = field(default_factory=dict)
 
     def get(self, name: str, with_summary: bool) -> Any:
@@ -277,16 +293,48 @@ class _Quantities:
         return kp.dynamics.participation_ratio(self.flow.solution)
 
     @property
-    def loss(self) -> float:
-        """The mean squared error of the readout where the mask is on, or the cross-entropy of classes."""
-        from kpflow_dyn._learning.losses import default_loss, output_loss
+    def loss(self) -> Any:
+        """The loss of the readout's outputs where the mask is on; its attribute says which loss it is."""
+        found, output = self.outputs
+        return self._said(float(found(output)))
+
+    @property
+    def accuracy(self) -> Any:
+        """How often the largest output is that of the right class, where the mask is on."""
+        found, output = self.outputs
+        _check_classes(found.name)
+        return self._said(found.accuracy(output))
+
+    def _said(self, value: float) -> Any:
+        import xarray as xr
+
+        return xr.DataArray(value, attrs={"kind": self.outputs[0].name})
+
+    @cached_property
+    def outputs(self) -> tuple[Any, np.ndarray]:
+        """The loss of outputs, and the outputs [trial, time, out]."""
+        from kpflow_dyn._learning.losses import output_loss
         from kpflow_dyn._problems.units import units_read
 
         cell, readout = self.model
-        if self.task.targets is None:
-            raise ValueError(f"the task {self.task.name} has no targets, so there is no loss")
+        weight, bias = to_numpy(readout.weight), to_numpy(readout.bias)
+        kind = _loss_of(self.task, len(weight), self.loss_asked)
         state = to_numpy(self.flow.solution.state).astype(float)
-        read = state[..., units_read(cell, readout, state.shape[2])]
-        output = read @ to_numpy(readout.weight).T + to_numpy(readout.bias)
-        loss = default_loss(self.task.targets, output.shape)
-        return float(output_loss(loss, self.task.targets, self.task.mask, output)(output))
+        output = state[..., units_read(cell, readout, state.shape[2])] @ weight.T + bias
+        return output_loss(kind, self.task.targets, self.task.mask, output), output
+
+
+def _loss_of(data: Any, outputs: int, asked: str | None) -> str:
+    """The loss that was asked for, or that of the task."""
+    from kpflow_dyn._learning.losses import loss_of_task
+
+    if data.targets is None:
+        raise ValueError(f"the task {data.name} has no targets, so there is no loss")
+    return asked or loss_of_task(data, (*data.inputs.shape[:2], outputs))
+
+
+def _check_classes(loss: str) -> None:
+    if loss != "cross_entropy":
+        raise ValueError(
+            f"the loss is {loss}, so there is no accuracy; leave accuracy out, or take a task that has right classes"
+        )
