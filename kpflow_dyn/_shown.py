@@ -107,8 +107,10 @@ def with_error(value: float, stderr: float, most: int | None = None) -> str:
     """
     if math.isnan(value):
         return "not known"
+    if not math.isfinite(value):
+        return f"{value:.4g}"
     last = math.floor(math.log10(abs(value))) + 1 - most if most and value else -math.inf  # the power of the last digit
-    if not math.isfinite(value) or stderr <= max(INVISIBLE * abs(value), 0.5 * 10.0**last):
+    if stderr <= max(INVISIBLE * abs(value), 0.5 * 10.0**last):
         return f"{value:.4g}"
     if not math.isfinite(stderr):
         return f"{value:.4g} ± unknown"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from kpflow_dyn._flows.flow import Flow
     from kpflow_dyn.cli._found import Choice
+    from kpflow_dyn.tasks import TaskData
 
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
