@@ -18,12 +18,12 @@ FEW = 2**14
 
 def sooner() -> dict[str, Any]:
     """The options with which XLA compiles a large program on a CPU ten times sooner, to a slower one."""
-    return _known(**SOONER)
+    return _known(SOONER)
 
 
 def soon(numbers: int) -> dict[str, Any]:
     """Those of a program that runs often on states of so many numbers: with few it is about as fast as others."""
-    return _known(**SOON) if numbers <= FEW else {}
+    return _known(SOON) if numbers <= FEW else {}
 
 
 def jit(function: Callable[..., Any], options: dict[str, Any], **static: Any) -> Callable[..., Any]:
@@ -48,12 +48,16 @@ def _or_within(outermost: Callable[..., Any], part: Callable[..., Any]) -> Calla
     return call
 
 
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in _names()}
+
+
 @cache
-def _known(**options: Any) -> dict[str, Any]:
-    """Those of the options that this version of XLA has, on a CPU."""
+def _names() -> list[str]:
+    """The names of those options that this version of XLA has, on a CPU."""
     if jax.default_backend() != "cpu":
-        return {}
-    return options if _are_known(options) else {k: value for k, value in options.items() if _are_known({k: value})}
+        return []
+    return list(SOONER) if _are_known(SOONER) else [k for k, value in SOONER.items() if _are_known({k: value})]
 
 
 def _are_known(options: dict[str, Any]) -> bool:
