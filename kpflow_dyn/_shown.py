@@ -49,6 +49,13 @@ class ShownAsText(Shown):
         return type(self).__name__, list(str(self).splitlines())
 
 
+class ShownAsRepr:
+    """One that has a short text of its own as `__repr__`, which a notebook shows as well."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(repr(self))}</pre>"
+
+
 def sizes(axes: Sequence[str], array: Any) -> str:
     """Such as: [trial 8, time 40, unit 64] float32 on cpu."""
     return f"{axes_sizes(axes, array.shape)} {plain(array.dtype)} on {_place(array)}"

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from conftest import cases
 from scipy.integrate import quad_vec
 from scipy.linalg import expm, solve_discrete_lyapunov
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 import kpflow_dyn as kp
 from kpflow_dyn import control
 from kpflow_dyn._arrays import array_namespace
+from kpflow_dyn.control._analysis import _learnable
 from kpflow_dyn.models import ClosedLoop, DoubleIntegrator, Event, Hybrid, Pendulum
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -333,6 +335,11 @@ def test_over_training_and_in_words() -> None:
     assert found["step"].values.tolist() == [0, 5] and "step 5" in str(found)
     assert_close(found["cost"].sel(step=0), control.adjoint(sol, COST).cost)
     assert len(found.plot().axes) == 6
+    assert "% of it in the 1 of 2 most reachable directions" in str(found)
+    assert found["excess_share"].unit.values.tolist() == found["rest"].unit.values.tolist() and "unit 0" not in str(
+        found
+    )
+    assert found["phase_margin"].attrs["units"] == "degree" and "long_name" in found["sensitivity"].attrs
     coarse = kp.solve(sol.problem.remake(t=EVERY * np.array([0.0, 2.5, 4.0])), "rk4", steps=EVERY / 4)
     assert_close(control.analyze(coarse, COST)["time"], EVERY * np.arange(5))
     with pytest.raises(ValueError, match=r"as the problem's f or cell; got torch\.nn\.RNNCell"):
@@ -340,6 +347,17 @@ def test_over_training_and_in_words() -> None:
     two = control.QuadraticCost(Q, np.eye(2))
     with pytest.raises((ValueError, RuntimeError)):
         control.analyze(sol, two)
+
+
+def test_reachable_directions_that_are_nearly_equal_at_the_cut_are_told() -> None:
+    def data(second: float) -> xr.Dataset:
+        found = xr.Dataset(
+            {"learnable": (("trial", "mode"), [[2.0, 1.0]]), "reachable": (("trial", "mode"), [[1.0, second]])}
+        )
+        return found.assign(learnable_reachable=("trial", [0.25], {"rank": 1}))
+
+    assert _learnable(data(0.5)) == "learnable at the end: 3, 25 % of it in the 1 of 2 most reachable directions"
+    assert "In 1 of 1 trials the reachable eigenvalues 1 and 2 are nearly equal" in _learnable(data(0.97))
 
 
 # Costates along jumps

@@ -7,9 +7,11 @@ import sys
 import control as oracle
 import numpy as np
 import pytest
+import torch
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
+import kpflow_dyn as kp
 from kpflow_dyn import control
 from kpflow_dyn.control import LTI
 
@@ -318,3 +320,30 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         control.nonsense  # noqa: B018
     assert set(dir(control)) == set(control.__all__)
+
+
+def test_margins_of_an_unstable_closed_loop_say_that_they_are_none() -> None:
+    unstable = control.LTI([[2.0]], [[1.0]], [[1.0]])  # closed: a pole at 1
+    stable = control.LTI([[2.0]], [[1.0]], [[3.0]])
+    for margins in (control.stability_margins, control.disk_margins):
+        bad, good = margins(unstable), margins(stable)
+        assert not bad.stable and "the closed loop is unstable: these are no margins" in str(bad)
+        assert good.stable and "unstable" not in str(good) and "degrees" in good._repr_html_()
+    assert "a factor" in str(control.stability_margins(stable)) and "dB" in str(control.disk_margins(stable))
+    gain, phase, *_ = control.stability_margins(stable)  # a tuple as that of python-control
+    assert gain == pytest.approx(2 / 3) and phase == pytest.approx(np.degrees(np.arccos(2 / 3)))
+
+
+def test_what_takes_time_is_no_plant() -> None:
+    with pytest.raises(TypeError, match=r"plant takes \(t, z, u\), but is called as plant\(z, u\)"):
+        kp.models.ClosedLoop(lambda t, z, u: z, torch.nn.Linear(2, 1))
+
+
+def test_one_control_without_its_axis() -> None:
+    class Scalar(torch.nn.Linear):
+        def forward(self, z):
+            return super().forward(z)[..., 0]
+
+    loop = kp.models.ClosedLoop(lambda z, u: z, Scalar(2, 1).double())
+    with pytest.raises(ValueError, match=r"policy returned \(3,\), expected a control u \[3, control\]"):
+        kp.solve(kp.ODEProblem(loop, torch.ones(3, 2).double(), [0.0, 0.5, 1.0]), "rk4")

@@ -122,6 +122,11 @@ def test_the_views_hold_the_numbers_of_the_dataset(dataset: xr.Dataset) -> None:
         assert set(json.loads(chart.to_json())) == {",".join(map(str, key)) for key in chart.views}
 
 
+def test_arrays_of_a_sweep_that_no_chart_shows_are_named(sweep: xr.Dataset) -> None:
+    more = sweep.assign(curve=(("step", *sweep.status.dims), np.zeros((3, *sweep.status.shape))))
+    assert page_of(more).lead[1].startswith("Not shown: curve [3].") and len(page_of(sweep).lead) == 1
+
+
 def test_a_sweep_is_shown_with_its_failures(sweep: xr.Dataset) -> None:
     page = page_of(sweep)
     charts = {chart.name: chart for chart in page.charts}

@@ -88,7 +88,8 @@ def choose(names: Names, model: str | None, prefix: str | None) -> Found:
         raise CheckpointError(
             "no recurrent weights: expected names that end in weight_hh_l0 (a layer), weight_hh (a cell) or W beside U "
             f"(a CTRNNCell), a cell of flax or a network of PsychRNN, got {listing(names.tensors)}; give a module of "
-            "your own to be filled, on the command line by --module"
+            "your own to be filled, on the command line by --module; to compare such models, solve them in Python and "
+            "give the solutions to kp.compare"
         )
     if prefix is not None:
         asked = prefix if prefix.endswith(".") or not prefix else prefix + "."

@@ -28,9 +28,32 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Variables = dict[str, tuple[tuple[str, ...], Any]]
+NEARLY = 0.05  # by which eigenvalues differ that are told as nearly equal
 ALONG = 9  # times at which the loop's margin is taken along a trajectory
 ITS_OWN = "the regulator sees the plant's own state, at once"
 UNITS = {"phase_margin": "degree", "disk_phase_margin": "degree", "disk_gain_margin": "dB"}
+
+MEANINGS = {
+    "learnable": "eigenvalues of J_t J_t^T",
+    "reachable": "eigenvalues of the reachability Gramian of the plant up to t",
+    "observable": "eigenvalues of the observability Gramian of the plant from t on",
+    "learnable_reachable": "part of tr G in the leading reachable directions",
+    "learnable_observable": "part of tr G in the leading observable directions",
+    "cost_to_go": "cost from t on",
+    "costate": "derivative of the cost to go in the state",
+    "control_gradient": "derivative of the cost in the control",
+    "sensitivity": "size of the gradient of the mean cost per time, by parameter",
+    "gradient_norm": "size of the gradient of the mean cost, by parameter",
+    "cost_ratio": "cost beside that of the regulator",
+    "control_gap": "(u - u_lqr)^T R (u - u_lqr)",
+    "rest_pole": "poles of the closed loop where it rests",
+    "gain_margin_low": "factor on one input, downward",
+    "gain_margin_high": "factor on one input, upward",
+    "phase_margin": "phase of one input, the others closed",
+    "disk_margin": "size of the disk of all inputs at once, at rest",
+    "disk_margin_along": "disk margin of the loop linearised at t, as if it stood still",
+    "excess": "cost beyond the regulator's, by mode of the closed loop",
+}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -202,12 +225,18 @@ class _Asked:
         parts: list[Variables] = [self._directions(), self._costs(), self._sensitivities(), self._along()]
         parts += [self._at_rest(), self._beside_the_regulator()]
         found = {name: value for part in parts for name, value in part.items()}
-        coords: dict[str, Any] = {"time": self.loop.time, **coordinates(self.loop.names, "unit")}
-        coords["parameter"] = list(self.loop.flow.parts)
+        coords: dict[str, Any] = {"time": self.loop.time, "unit": [f"z[{i}]" for i in range(self.loop.units)]}
+        coords |= {**coordinates(self.loop.names, "unit"), "parameter": list(self.loop.flow.parts)}
         found["note"] = ((), "; ".join(self.notes))
         data = xr.Dataset(found, coords)
         for name, unit in UNITS.items():
             data[name].attrs["units"] = unit
+        for name, meaning in MEANINGS.items():
+            data[name].attrs["long_name"] = meaning
+        for dim in ("mode", "pole", "loop_mode", "input"):
+            data.coords[dim] = np.arange(data.sizes[dim])
+        for name in ("reachable", "observable"):
+            data[f"learnable_{name}"].attrs["rank"] = self.rank or self.loop.u.shape[-1]
         return data
 
     @cached_property
@@ -331,22 +360,34 @@ def _told(data: xr.Dataset, step: Any) -> str:
     if data.disk_margin.notnull():
         lines.append(_resting(data))
     last = data.isel(time=-1)
-    inside, size = 100 * float(last.learnable_reachable.mean()), float(last.learnable.sum("mode").mean())
-    lines.append(f"learnable at the end: {size:.4g}, {inside:.0f} % of it in the most reachable directions")
+    lines.append(_learnable(last))
     most = data.gradient_norm.sortby(data.gradient_norm, ascending=False)
     lines.append("gradient of the cost: " + ", ".join(f"{float(v):.3g} in {v.parameter.item()}" for v in most[:3]))
     if data.excess.notnull().all():
         worst = data.isel(loop_mode=0)
         where = worst.excess_share.values
-        names = data.unit.values if "unit" in data.coords else [f"unit {i}" for i in range(len(where))]
         lines.append(
             f"linearised about the cost's target it costs {float(data.excess_cost):.3g} more than the regulator; most "
             f"of that is in its mode with pole {complex(worst.excess_pole.item()):.3g}, which shows most in "
-            f"{names[int(where.argmax())]}"
+            f"{data.unit.values[int(where.argmax())]}"
         )
     if str(data.note.values):
         lines.append(str(data.note.values))
     return "\n".join(lines)
+
+
+def _learnable(last: xr.Dataset) -> str:
+    """What can be learnt at the end, and how much of it the plant reaches most easily."""
+    inside, size = 100 * float(last.learnable_reachable.mean()), float(last.learnable.sum("mode").mean())
+    rank, modes = last.learnable_reachable.attrs["rank"], last.sizes["mode"]
+    told = f"learnable at the end: {size:.4g}, {inside:.0f} % of it in the {rank} of {modes} most reachable directions"
+    values = last.reachable.values
+    if rank < modes and (equal := values[:, rank] > (1 - NEARLY) * values[:, rank - 1]).any():
+        told += (
+            f". In {int(equal.sum())} of {len(equal)} trials the reachable eigenvalues {rank} and {rank + 1} are "
+            "nearly equal there, so a small change moves the directions and this share; give another rank"
+        )
+    return told
 
 
 def _beside(data: xr.Dataset) -> str:

@@ -22,7 +22,7 @@ from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._problems.solutions import DiscreteSolution, ODESolution, Solution
 from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.unit_names import names_of_state
-from kpflow_dyn._shown import Shown, type_name
+from kpflow_dyn._shown import Shown, ShownAsRepr, type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn.control._beside import Arguments, beside_cost, with_control
 from kpflow_dyn.control._forms import real
@@ -146,7 +146,7 @@ def _form(Q: np.ndarray, z: Array, what: str, target: np.ndarray) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Costates:
+class Costates(ShownAsRepr):
     """The costates of a cost along each trial.
 
     Attributes:

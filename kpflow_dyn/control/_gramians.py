@@ -15,6 +15,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from scipy.linalg import solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from kpflow_dyn._problems.solutions import Solution
+from kpflow_dyn._shown import ShownAsRepr
 from kpflow_dyn.control._linearisation import linearize_ltv
 from kpflow_dyn.control._magnus import spread, transposed
 from kpflow_dyn.control._modes import modes, told
@@ -28,7 +29,7 @@ KINDS = {"c": "reachability", "o": "observability", "cf": "the factor of c", "of
 
 
 @dataclass(frozen=True, eq=False)
-class Gramian(NDArrayOperatorsMixin):
+class Gramian(ShownAsRepr, NDArrayOperatorsMixin):
     """A Gramian W, or its factor L with W = L L^T.
 
     In numpy it acts as the array that python-control returns: W, or R if "cf" or "of" asked for a factor. Examples:

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.linalg import expm
 
 from kpflow_dyn._problems.solutions import ODESolution, Solution
-from kpflow_dyn._shown import type_name
+from kpflow_dyn._shown import ShownAsRepr, type_name
 from kpflow_dyn.control._gramians import System, as_ltv, gram, root
 from kpflow_dyn.control._linearisation import check_forward, mesh_edges
 from kpflow_dyn.control._magnus import magnus, transposed
@@ -23,7 +23,7 @@ NULL = 1e-7  # Hankel singular values below this part of the first have modes of
 
 
 @dataclass(frozen=True, eq=False)
-class Hankel:
+class Hankel(ShownAsRepr):
     """The singular value decomposition of a Hankel operator, y = H u, at a split time.
 
     Modes whose value is below 1e-7 of the first are zeros.

@@ -7,12 +7,13 @@ the poles of the closed loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from scipy.linalg import eig
 from scipy.optimize import brentq, minimize_scalar
 
+from kpflow_dyn._shown import Row, Shown, number, numbers
 from kpflow_dyn.control._frequency import are_poles, response_at, some_frequencies
 from kpflow_dyn.control._modes import DEFECTIVE
 from kpflow_dyn.control._systems import LTI, as_system
@@ -25,7 +26,28 @@ SWEEPS = 4  # over the channels that are scaled
 PHASE_OF_ALL = 180.0
 
 
-class StabilityMargins(NamedTuple):
+class _Told(Shown):
+    """Margins that print themselves, and say where they are none."""
+
+    stable = True
+
+    def _of_loop(self, rows: list[Row]) -> list[Row]:
+        return rows if self.stable else ["the closed loop is unstable: these are no margins", *rows]
+
+
+Margins = TypeVar("Margins", bound=_Told)
+
+
+class _StabilityMargins(NamedTuple):
+    gain: float
+    phase: float
+    distance: float
+    phase_crossover: float
+    gain_crossover: float
+    nearest: float
+
+
+class StabilityMargins(_Told, _StabilityMargins):
     """What `stability_margins` gives, in the order of python-control.
 
     Attributes:
@@ -35,32 +57,51 @@ class StabilityMargins(NamedTuple):
         phase_crossover: the frequency of the first, NaN where there is none.
         gain_crossover: of the second.
         nearest: of the third.
+        stable: whether the closed loop is; where it is not, these are no margins.
 
     Example as `stability_margins`.
     """
 
-    gain: float
-    phase: float
-    distance: float
-    phase_crossover: float
-    gain_crossover: float
-    nearest: float
+    def _shown(self) -> tuple[str, list[Row]]:
+        rows: list[Row] = [("gain", f"{number(self.gain)} (a factor)" + _at(self.phase_crossover))]
+        rows += [("phase", f"{number(self.phase)} degrees" + _at(self.gain_crossover))]
+        rows += [("distance", f"{number(self.distance)} from -1" + _at(self.nearest))]
+        return "StabilityMargins", self._of_loop(rows)
 
 
-class DiskMargins(NamedTuple):
+class _DiskMargins(NamedTuple):
+    margin: Any
+    gain: Any
+    phase: Any
+
+
+class DiskMargins(_Told, _DiskMargins):
     """What `disk_margins` gives, in the order of python-control: numbers, or arrays [omega] with `returnall`.
 
     Attributes:
         margin: alpha, the size of the disk.
         gain: by how many dB the gain of every channel may change, up or down, in any combination.
         phase: by how many degrees their phases may.
+        stable: whether the closed loop is; where it is not, these are no margins.
 
     Example as `disk_margins`.
     """
 
-    margin: Any
-    gain: Any
-    phase: Any
+    def _shown(self) -> tuple[str, list[Row]]:
+        told = {"margin": "", "gain": " dB", "phase": " degrees"}
+        rows: list[Row] = [(name, numbers(np.ravel(getattr(self, name)), 4) + unit) for name, unit in told.items()]
+        return "DiskMargins", self._of_loop(rows)
+
+
+def _at(omega: float) -> str:
+    return "" if np.isnan(omega) else f", at {number(omega)} radians per unit of time"
+
+
+def _judged(found: Margins, system: LTI) -> Margins:
+    """Margins that know whether their closed loop is stable."""
+    poles = _closed(system).poles
+    found.stable = bool(((poles.real < 0) if system.dt is None else (abs(poles) < 1)).all())
+    return found
 
 
 def stability_margins(L: Any) -> StabilityMargins:
@@ -96,7 +137,7 @@ def stability_margins(L: Any) -> StabilityMargins:
     nearest, distance = _smallest(lambda omega: abs(1 + _values(system, omega)), _grid(system))
     if system.dt is None and abs(far := 1 + float(system.D[0, 0])) < distance:
         nearest, distance = np.inf, abs(far)
-    return StabilityMargins(
+    found = StabilityMargins(
         np.inf if best_gain is None else float(gains[best_gain]),
         np.inf if best_phase is None else float(phases[best_phase]),
         distance,
@@ -104,6 +145,7 @@ def stability_margins(L: Any) -> StabilityMargins:
         np.nan if best_phase is None else float(crossovers[best_phase]),
         nearest,
     )
+    return _judged(found, system)
 
 
 def _well_posed(L: Any) -> LTI:
@@ -159,11 +201,10 @@ def disk_margins(L: Any, omega: Any = None, skew: float = 0.0, returnall: bool =
     if omega is None and returnall:
         raise ValueError("returnall needs the frequencies omega=")
     if omega is None:
-        return DiskMargins(*(float(a) for a in _of_disk(np.array(worst_disk(system, skew)), skew)))
+        return _judged(DiskMargins(*(float(a) for a in _of_disk(np.array(worst_disk(system, skew)), skew))), system)
     margin, gain, phase = _of_disk(1 / _mu(_balanced(system, np.asarray(omega, float), skew)), skew)
-    if returnall:
-        return DiskMargins(margin, gain, phase)
-    return DiskMargins(float(margin.min()), float(gain.min()), float(phase.min()))
+    found = (margin, gain, phase) if returnall else (float(a.min()) for a in (margin, gain, phase))
+    return _judged(DiskMargins(*found), system)
 
 
 def worst_disk(system: LTI, skew: float = 0.0) -> float:
@@ -189,12 +230,14 @@ def _of_disk(margin: np.ndarray, skew: float) -> tuple[np.ndarray, np.ndarray, n
 
 def _balanced(system: LTI, omega: np.ndarray, skew: float) -> np.ndarray:
     """S + (skew - 1) / 2 at frequencies [omega, channel, channel], of the closed loop: it need not have L's poles."""
-    eye = np.eye(len(system.D))
-    inner = np.linalg.inv(eye + system.D)
-    closed = LTI(
-        system.A - system.B @ inner @ system.C, system.B @ inner, -inner @ system.C, inner, system.dt, system.names
-    )
-    return response_at(closed, omega) + (skew - 1) / 2 * eye
+    return response_at(_closed(system), omega) + (skew - 1) / 2 * np.eye(len(system.D))
+
+
+def _closed(system: LTI) -> LTI:
+    """S = (1 + L)^{-1}."""
+    inner = np.linalg.inv(np.eye(len(system.D)) + system.D)
+    A = system.A - system.B @ inner @ system.C
+    return LTI(A, system.B @ inner, -inner @ system.C, inner, system.dt, system.names)
 
 
 def _mu(M: np.ndarray) -> np.ndarray:
@@ -263,8 +306,7 @@ def _ends(system: LTI) -> np.ndarray:
 
 def _grid(system: LTI) -> np.ndarray:
     """Frequencies that follow the poles of the open and of the closed loop."""
-    inner = np.linalg.inv(np.eye(len(system.D)) + system.D)
-    closed = LTI(system.A - system.B @ inner @ system.C, system.B, system.C, None, system.dt)
+    closed = _closed(system)
     rates: Any = np.concatenate([one.poles if one.dt is None else _rates(one) for one in (system, closed)])
     near = np.abs(rates.imag)[:, None] + np.abs(rates.real)[:, None] * np.linspace(-2, 2, 17)
     limit = np.inf if system.dt is None else np.pi / system.dt

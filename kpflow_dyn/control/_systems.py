@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from kpflow_dyn._problems.checks import check_times
-from kpflow_dyn._shown import type_name
+from kpflow_dyn._shown import ShownAsRepr, type_name
 from kpflow_dyn.control._forms import Parts, is_system, parts_of, real
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DIMS = {"A": ("unit", "from_unit"), "B": ("unit", "input"), "C": ("output", "uni
 
 
 @dataclass(frozen=True, eq=False)
-class LTI:
+class LTI(ShownAsRepr):
     """A linear time-invariant system, with z' = A z + B u or z_{t+1} = A z_t + B u_t, and y = C z + D u.
 
     `LTI(system)` takes what others have: a state space or transfer function of python-control or scipy.signal, or a
@@ -216,7 +216,7 @@ class Mesh:
 
 
 @dataclass(frozen=True, eq=False)
-class LTV:
+class LTV(ShownAsRepr):
     """A linear system along each trial: z' = A(t) z + B(t) u, or z_t = A_t z_{t-1} + B_t u_t; y = C(t) z + D(t) u.
 
     Attributes:

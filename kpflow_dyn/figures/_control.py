@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kpflow_dyn.gym import Episodes
 
 SHOWN = 4  # lines of one kind
+LINES = ("-", "--", ":", "-.")  # of lines that share a colour
 
 
 @styled
@@ -77,12 +78,10 @@ def hankel(found: Hankel) -> Figure:
     values.plot(ranks, found.values.values.T, "o-", color=series()[0], markersize=4, alpha=0.6)
     values.set(xlabel="Rank", ylabel="Hankel singular value", yscale="log", xticks=ranks)
     first = {"trial": 0, "mode": 0}
-    modes.plot(found.inputs.time, found.inputs.isel(first), color=series()[0], label="past input")
-    modes.plot(found.outputs.time, found.outputs.isel(first), color=series()[1], label="future output")
+    _each(modes, found.inputs.isel(first), "input", "past input")
+    _each(modes, found.outputs.isel(first), "output", "future output")
     modes.axvline(found.split, color=muted(), linewidth=0.8)
-    handles, labels = modes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    modes.legend(unique.values(), unique.keys())
+    modes.legend(fontsize="small")
     modes.set(xlabel="Time", ylabel="Leading mode")
     return figure
 
@@ -121,7 +120,8 @@ def bode(found: FrequencyResponse) -> Figure:
             phase.plot(omega, np.degrees(found.phase.isel(pair)))
     magnitude.set(xscale="log", yscale="log", ylabel="Magnitude")
     phase.set(xscale="log", xlabel="Frequency (radians per unit of time)", ylabel="Phase (degrees)")
-    magnitude.legend(title="Input to output")
+    handles, labels = magnitude.get_legend_handles_labels()
+    figure.legend(handles, labels, title="Input to output", loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
@@ -154,6 +154,15 @@ def episodes(found: Episodes) -> Figure:
         panel.label_outer()
     panels[-1].set(xlabel="Time (s)")
     return figure
+
+
+def _each(axes: Axes, values: xr.DataArray, axis: str, label: str) -> None:
+    """A line for each input or output over time, in a colour of the kind and a style of its own."""
+    color = series()[int(axis == "output")]
+    for number in range(values.sizes[axis]):
+        name = values[axis].values[number] if axis in values.coords else number
+        told = label if values.sizes[axis] == 1 else f"{label} {name}"
+        axes.plot(values.time, values.isel({axis: number}), LINES[number % len(LINES)], color=color, label=told)
 
 
 def _trials(axes: Axes, values: xr.DataArray, color: str, label: str | None) -> None:
@@ -198,9 +207,11 @@ def _sensitivity(axes: Axes, data: xr.Dataset) -> None:
     """Of each parameter over time, or over steps of training."""
     over = "step" if "step" in data.dims else "time"
     found = data.gradient_norm if over == "step" else data.sensitivity
-    for name, color in zip(data.parameter.values.tolist(), series() * data.sizes["parameter"], strict=False):
-        label = name.removeprefix("policy.")
-        axes.plot(data[over], found.sel(parameter=name), ".-" if over == "step" else "-", color=color, label=label)
+    colors, marker = series(), "." if over == "step" else ""
+    for number, name in enumerate(data.parameter.values.tolist()):
+        style = LINES[number // len(colors) % len(LINES)] + marker
+        label, color = name.removeprefix("policy."), colors[number % len(colors)]
+        axes.plot(data[over], found.sel(parameter=name), style, color=color, label=label)
     axes.set(ylabel="|gradient of the cost|" if over == "step" else "|gradient of the cost| per time", yscale="log")
     axes.set(xlabel="Step of training" if over == "step" else "Time")
     axes.legend(fontsize="small")

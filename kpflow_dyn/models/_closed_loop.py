@@ -1,5 +1,6 @@
 """A plant steered by a learnt policy, in the framework of the policy."""
 
+import inspect
 from importlib import import_module
 from typing import Any
 
@@ -106,6 +107,8 @@ def ClosedLoop(
     if isinstance(plant, type) or not (callable(plant) or is_discrete(plant)):
         got = f"the class {plant.__name__}" if isinstance(plant, type) else type_name(plant)
         raise TypeError(f"plant is {got}, expected a callable plant(z, u) such as CartPole(), or one with a step")
+    if not is_discrete(plant):
+        _check_called(plant)
     backend = backend_of(policy)
     if backend is None or not callable(policy):
         raise TypeError(
@@ -139,6 +142,21 @@ def ClosedLoop(
     width = memory_of(policy, readout, memory, backend.models.function_of)
     sampling = Sampling(float(every), *sizes, width, float(delay), _bounds(saturation), rate_limit)
     return hybrids_of(backend.name).SampledLoop(plant, policy, readout, sampling)
+
+
+def _check_called(plant: Any) -> None:
+    """Raise for a plant that cannot be called on (z, u); one that hides what it takes is tried when it is called."""
+    try:
+        takes = inspect.signature(plant)
+    except (TypeError, ValueError):
+        return
+    try:
+        takes.bind(None, None)
+    except TypeError:
+        raise TypeError(
+            f"plant takes {takes}, but is called as plant(z, u), with its state and its control and no time; write "
+            "lambda z, u: ... around it, with a time that is held fixed"
+        ) from None
 
 
 OPTIONS = (

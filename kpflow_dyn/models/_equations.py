@@ -58,6 +58,11 @@ def beside_control(
 def checked_control(plant: Any, u: Any, z: Array) -> Array:
     """The control, if it is as wide as the plant wants it."""
     size, got = getattr(plant, "control_size", None), tuple(u.shape) if hasattr(u, "shape") else type_name(u)
+    if size is None and (isinstance(got, str) or got == tuple(z.shape[:-1])):
+        shape = ", ".join([*map(str, z.shape[:-1]), "control"])
+        raise ValueError(
+            f"the policy returned {got}, expected a control u [{shape}]; a single control has this axis too"
+        )
     if size is not None and got != (*z.shape[:-1], size):
         raise ValueError(
             f"the policy returned {got}, expected a control of the shape {(*z.shape[:-1], size)} for "

@@ -14,7 +14,7 @@ from kpflow_dyn.report._comparison_charts import page_of_comparison
 from kpflow_dyn.report._learning_charts import LOSSES, has_learning, learning_lead, learning_table
 from kpflow_dyn.report._numbers import percent, settings, short, summarize, versions
 from kpflow_dyn.report._page import Page, Table
-from kpflow_dyn.report._sweep_charts import quantities, spaced, sweep_charts, swept
+from kpflow_dyn.report._sweep_charts import not_shown, quantities, spaced, sweep_charts, swept
 from kpflow_dyn.report._track_charts import track_charts
 
 if TYPE_CHECKING:
@@ -196,6 +196,11 @@ def _text(one: xr.Dataset, name: str, **chosen: str) -> str:
     return with_error(float(one[name].sel(chosen)), float(one[f"{name}_stderr"].sel(chosen)), most=4)
 
 
+def _left_out(dataset: xr.Dataset) -> list[str]:
+    names = not_shown(dataset)
+    return [f"Not shown: {', '.join(names)}. These arrays are in the dataset of the sweep."] if names else []
+
+
 def _of_sweep(dataset: xr.Dataset) -> Page:
     axes, done = swept(dataset), int(dataset.done.sum())
     sizes = "" if axes == ["point"] else f" ({' x '.join(f'{dataset.sizes[axis]} {axis}' for axis in axes)})"
@@ -206,7 +211,7 @@ def _of_sweep(dataset: xr.Dataset) -> Page:
         tables.append(Table("What is missing", ("Point", "Status", "Why"), failed[:SHOWN], more))
     return Page(
         title=dataset.attrs.get("title", "Sweep of points" if axes == ["point"] else f"Sweep over {', '.join(axes)}"),
-        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.", *_kinds(dataset)),
+        lead=(f"{done} of {dataset.done.size} points have numbers{sizes}.", *_kinds(dataset), *_left_out(dataset)),
         charts=sweep_charts(dataset),
         tables=tables,
         settings=settings(dataset) | {"seconds per point": f"{float(dataset.seconds.where(dataset.done).mean()):.3g}"},

@@ -43,6 +43,13 @@ def quantities(dataset: xr.Dataset) -> list[str]:
     return [name for name in names if set(dataset[name].dims) == dims and dataset[name].dtype.kind in NUMBERS]
 
 
+def not_shown(dataset: xr.Dataset) -> list[str]:
+    """The arrays that each point has, which no chart shows, such as: curve [3]."""
+    dims = swept(dataset)
+    inner = {str(name): [n for dim, n in array.sizes.items() if dim not in dims] for name, array in dataset.items()}
+    return [f"{name} {sizes}" for name, sizes in inner.items() if sizes and name not in ABOUT]
+
+
 def swept(dataset: xr.Dataset) -> list[str]:
     """The dimensions that were swept: the axes of a grid, or the points of a list."""
     return [str(dim) for dim in dataset.status.dims]
