@@ -122,6 +122,15 @@ def test_the_views_hold_the_numbers_of_the_dataset(dataset: xr.Dataset) -> None:
         assert set(json.loads(chart.to_json())) == {",".join(map(str, key)) for key in chart.views}
 
 
+def test_a_result_is_written_as_its_dataset(sweep: xr.Dataset, tmp_path: Path) -> None:
+    class Result:
+        def to_xarray(self) -> xr.Dataset:
+            return sweep
+
+    write_report(Result(), tmp_path / "page.html")
+    assert page_of(sweep).title in (tmp_path / "page.html").read_text("utf-8")
+
+
 def test_arrays_of_a_sweep_that_no_chart_shows_are_named(sweep: xr.Dataset) -> None:
     more = sweep.assign(curve=(("step", *sweep.status.dims), np.zeros((3, *sweep.status.shape))))
     assert page_of(more).lead[1].startswith("Not shown: curve [3].") and len(page_of(sweep).lead) == 1

@@ -112,12 +112,14 @@ def gains(found: TimeVaryingRegulator) -> Figure:
 def bode(found: FrequencyResponse) -> Figure:
     """Magnitude and phase of each pair of an input and an output."""
     figure, (magnitude, phase) = new_figure(5.0, rows=2)
-    omega = found.response.omega.values
+    omega, colors = found.response.omega.values, series()
     for output in range(found.response.sizes["output"]):
         for entry in range(found.response.sizes["input"]):
             pair = {"output": output, "input": entry}
-            magnitude.plot(omega, found.magnitude.isel(pair), label=f"{entry + 1} to {output + 1}")
-            phase.plot(omega, np.degrees(found.phase.isel(pair)))
+            number = len(magnitude.lines)
+            style = {"color": colors[number % len(colors)], "linestyle": LINES[number // len(colors) % len(LINES)]}
+            magnitude.plot(omega, found.magnitude.isel(pair), label=f"{entry + 1} to {output + 1}", **style)
+            phase.plot(omega, np.degrees(found.phase.isel(pair)), **style)
     magnitude.set(xscale="log", yscale="log", ylabel="Magnitude")
     phase.set(xscale="log", xlabel="Frequency (radians per unit of time)", ylabel="Phase (degrees)")
     handles, labels = magnitude.get_legend_handles_labels()

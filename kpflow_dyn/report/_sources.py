@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kpflow_dyn._folder import replaced
 from kpflow_dyn.report._pages import page_of
@@ -68,11 +68,12 @@ def _instead(path: Path) -> str:
     return f"holds no results; expected {', '.join(NAMES[:-1])} or the points of a sweep in it"
 
 
-def write_report(source: xr.Dataset | str | Path, path: str | Path) -> None:
+def write_report(source: Any, path: str | Path) -> None:
     """Write the page of a dataset, or of what lies in a folder or NetCDF file; all of it or nothing.
 
     Args:
-        source: as `page_of` or `read_results` take it.
+        source: as `page_of` or `read_results` take it, or a result whose `to_xarray()` `page_of` takes, such as that
+            of `kp.compare`.
         path: the HTML file.
 
     Raises:
@@ -88,6 +89,8 @@ def write_report(source: xr.Dataset | str | Path, path: str | Path) -> None:
     True
     """
     dataset = read_results(source) if isinstance(source, str | Path) else source
+    if hasattr(dataset, "to_xarray"):
+        dataset = dataset.to_xarray()
     text = page_of(dataset).to_html()
     with replaced(Path(path)) as unfinished:
         unfinished.write_text(text, "utf-8")
