@@ -133,6 +133,8 @@ def test_it_claims_nothing_beyond_the_steps_that_were_followed(optimizer: str | 
     assert f"ask kp.gradient_flow(...{', optimizer=...' if optimizer else ''}) when it gets there" in call
     assert few.interval_to(0.3)[0] > 2 and "(training: later than 2)" in str(few)  # steps are whole
     assert f"holds for {int(many.holds_until)} steps, then training differs by a tenth" in str(many)
+    at_once = str(replace(many, holds_until=0.4, flow_steps=np.array([0, 0.4]), flow_loss=np.array([1, 0.9])))
+    assert "does not hold: training differs by a tenth within the first step" in at_once and "later" not in at_once
 
 
 @pytest.mark.parametrize(("optimizer", "name"), [(None, ""), ("adam", "adam"), (torch.optim.Adam, "Adam")])

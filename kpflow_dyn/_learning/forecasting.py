@@ -169,6 +169,8 @@ class Forecast(ShownAsText):
             return "not compared with training"
         if math.isinf(self.holds_until):
             return f"holds for all the {self.steps[-1]:.0f} steps that were followed"
+        if self.holds_until < 1:
+            return "does not hold: training differs by a tenth within the first step"
         return f"holds for {_counted(math.floor(self.holds_until))}, then training differs by a tenth"
 
 
@@ -180,7 +182,7 @@ def _after(steps: float, known: float) -> str:
 
 
 def _between(low: float, high: float) -> str:
-    if math.isnan(low):
+    if math.isnan(low) or (low < 1 and math.isinf(high)):  # nothing is known of it
         return ""
     first = _whole(math.floor(low))
     found = f"later than {first}" if math.isinf(high) else f"{first} to {_whole(math.ceil(high))}"
