@@ -37,7 +37,9 @@ class ArrayFile:
         if taken > len(inputs):
             raise ValueError(f"asked for {taken} trials, but {self.path} has {len(inputs)}")
         targets = _numbers_or_classes(arrays["targets"][:taken]) if "targets" in arrays else None
-        mask = arrays["mask"][:taken].astype(bool) if "mask" in arrays else None
+        mask = arrays["mask"][:taken] if "mask" in arrays else None
+        if mask is not None and np.isin(mask, (0, 1)).all():
+            mask = mask.astype(bool)
         return TaskData(inputs[:taken], targets, mask, name=Path(self.path).stem)
 
 
