@@ -1,8 +1,10 @@
-"""The figures of the documentation, and what its tutorials print. Three minutes for all.
+"""The figures of the documentation, and what its tutorials print. Six minutes for all.
 
 python docs/figures.py                          # all of them, into docs/images
 python docs/figures.py learning                 # one figure of the page on theory
 python docs/figures.py gallery.md               # the figures of a page, made by the code above each of them
+python docs/figures.py demo                     # two figures of the command
+python docs/figures.py sweep_g                  # a part of the page of examples/sweep_g.toml; needs Chromium
 """
 
 from __future__ import annotations
@@ -12,6 +14,10 @@ import contextlib
 import io
 import math
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -250,14 +256,62 @@ def draw(page: Path) -> None:
     page.write_text(text, "utf-8")
 
 
+def photograph(page: Path, names: tuple[str, str], path: Path) -> None:
+    """A picture of two figures of a page that stand side by side, as Chromium shows them."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"))
+        tab = browser.new_page(viewport={"width": 1110, "height": 900})
+        tab.goto(page.as_uri())
+        tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+        tab.add_style_tag(content=".tools, .numbers { display: none !important }")
+        left, right = (tab.locator(f"#{name}").bounding_box() or {} for name in names)
+        width = right["x"] + right["width"] - left["x"]
+        frame = {"x": left["x"], "y": left["y"], "width": width, "height": left["height"]}
+        tab.screenshot(path=path, clip=frame, full_page=True)
+        browser.close()
+
+
+def command(*arguments: object, cwd: str) -> None:
+    """Run kpflow-dyn in a folder."""
+    called = [sys.executable, "-c", "from kpflow_dyn.cli import app; app()", *map(str, arguments)]
+    subprocess.run(called, cwd=cwd, check=True)
+
+
+def demo() -> None:
+    """The temporal modes and the predicted losses of the demo's network."""
+    with tempfile.TemporaryDirectory() as folder:
+        command("demo", "--out", "demo", cwd=folder)
+        for name in ("temporal_modes", "predicted_loss"):
+            shutil.copy(Path(folder, "demo", f"{name}.png"), IMAGES / f"demo_{name}.png")
+
+
+def sweep_g() -> None:
+    """The figures along one axis and over two axes, of an example."""
+    from kpflow_dyn.report import write_report
+
+    example = DOCS.parent / "examples" / "sweep_g.toml"
+    with tempfile.TemporaryDirectory() as folder:
+        command("sweep", example, cwd=folder)
+        page = Path(folder, "page.html")
+        write_report(Path(folder, "runs", "sweep_g"), page)
+        photograph(page, ("lines", "maps"), IMAGES / "sweep_g.png")
+
+
+COMMANDS = {draw.__name__: draw for draw in (demo, sweep_g)}
+
+
 def main() -> None:
     """Draw what the command line names, or all."""
-    everything = [*DRAWN, *PAGES]
+    everything = [*DRAWN, *PAGES, *COMMANDS]
     parser = argparse.ArgumentParser(description="The figures of the documentation.")
     parser.add_argument("names", nargs="*", default=everything, help=f"of {', '.join(everything)}")
     for name in parser.parse_args().names:
         if name.endswith(".md"):
             draw(DOCS / name)
+        elif name in COMMANDS:
+            COMMANDS[name]()
         else:
             DRAWN[name](None).savefig(IMAGES / f"theory_{name}.png", dpi=115)
 

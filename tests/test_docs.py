@@ -9,10 +9,14 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from browser import needs_chromium, window
@@ -75,17 +79,16 @@ SOUGHT = {
     "loss": "report", "Adam": "learning", "plateau": "learning", "memory": "gpu", "fixed point": "dynamics",
     "controllability": "controller", "learning rate": "numbers", "GPU": "gpu", "out of memory": "gpu",
     "slow": "scaling", "NaN": "sweep", "checkpoint": "report", "neurogym": "training", "Lyapunov": "dynamics",
-    "seed": "theory", "stiff": "neural_ode", "units of tau": "numbers",
+    "seed": "theory", "stiff": "neural_ode", "units of tau": "numbers", "wrong": "limits", "gradient": "torch_rnn",
 }  # fmt: skip
 """Words that users look for, and the page that answers them."""
 
 
 @pytest.mark.parametrize("word", SOUGHT)
 def test_the_list_of_words_leads_to_a_page(word: str) -> None:
-    """Its page is boosted in the search, which so finds the words of others."""
     page = (DOCS / "words.md").read_text("utf-8")
     rows = [row for row in re.findall(r"^\| (.+) \| (.+) \|$", page, re.MULTILINE) if word.lower() in row[0].lower()]
-    assert "boost:" in page and any(f"{SOUGHT[word]}.md" in see for _, see in rows)
+    assert any(f"{SOUGHT[word]}.md" in see for _, see in rows)
 
 
 def test_pages_show_what_their_code_makes() -> None:
@@ -99,6 +102,11 @@ def test_pages_show_what_their_code_makes() -> None:
         assert all(re.search(r"^figure(,.*)? = ", block["code"], re.MULTILINE) for block in blocks if block["image"])
         assert all("```text" not in block["output"].strip()[3:] for block in blocks if block["output"])
         assert [name for name in made if page.parent.joinpath(name).stat().st_size > 100_000] == []
+
+
+def test_each_picture_is_shown() -> None:
+    pages = "\n".join((ROOT / page).read_text("utf-8") for page in PAGES)
+    assert [path.name for path in DOCS.glob("images/*") if f"images/{path.name})" not in pages] == []
 
 
 def test_tutorials_become_notebooks() -> None:
@@ -197,6 +205,29 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_search_finds_users_words(site: Path) -> None:
+    """The page that answers a word is among the first three that the search shows."""
+    handler, found = partial(Quiet, directory=str(site)), {}
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, window(1280) as (tab, _):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        tab.context.set_offline(False)
+        for word in SOUGHT:
+            tab.goto(f"http://127.0.0.1:{server.server_port}/index.html?q={quote(word)}")
+            tab.wait_for_selector(".md-search-result__item")
+            items = "[...document.querySelectorAll('.md-search-result__item')].slice(0, 3)"
+            paths = tab.evaluate(f"{items}.map((one) => new URL(one.querySelector('a').href).pathname)")
+            found[word] = [Path(path).stem for path in paths]
+        server.shutdown()
+    assert {word: pages for word, pages in found.items() if SOUGHT[word] not in pages} == {}
 
 
 @pytest.mark.slow

@@ -457,5 +457,7 @@ def test_shares_between_looks_add_up_and_stay_positive() -> None:
     assert found.min() >= 0
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-12)
     np.testing.assert_allclose(_between(places, places, shares), shares, atol=1e-12)
+    fine = _between(np.linspace(0, places[-1], 20000), places, shares)
+    assert np.abs(np.diff(fine, axis=0)).max() < 0.01  # a line changes to a spline at a look alone
     smooth = np.exp(-places)[:, None]
     np.testing.assert_allclose(_between(at, places, smooth), np.exp(-at)[:, None], rtol=5e-3)

@@ -176,15 +176,15 @@ class Followed:
 
 def _between(at: np.ndarray, places: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Shares [point, part] from those at some places, in ways that are linear in them: splines, and straight lines
-    where a spline swings out of the range of its neighbours by more than this is wide.
+    between two places where a spline swings out of their range by more than this is wide.
     """
     from scipy.interpolate import CubicSpline, make_interp_spline
 
     smooth, straight = CubicSpline(places, shares)(at), make_interp_spline(places, shares, k=1)(at)
     i = np.clip(np.searchsorted(places, at, side="right") - 1, 0, len(places) - 2)
     width = np.abs(shares[i + 1] - shares[i])
-    swings = (np.abs(smooth - straight) > width) | (smooth < 0)
-    return np.where(swings.any(1, keepdims=True), straight, smooth)
+    swings = ((np.abs(smooth - straight) > width) | (smooth < 0)).any(1)
+    return np.where(np.isin(i, i[swings])[:, None], straight, smooth)
 
 
 def _curve(rates: np.ndarray, energies: np.ndarray, tau: np.ndarray) -> np.ndarray:
