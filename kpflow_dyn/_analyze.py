@@ -8,7 +8,7 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow, check_flow
-from kpflow_dyn._flows.places import said_of_targets
+from kpflow_dyn._flows.places import said_of_targets, said_of_weights
 from kpflow_dyn._implicit.solutions import NetworkSolution
 from kpflow_dyn._learning.losses import Loss, loss_of_task
 from kpflow_dyn._learning.parts import learning_of
@@ -245,7 +245,8 @@ def _learning(
     output = flow.output(readout, learn=True)
     loss = loss_of_task(task, output.values.shape) if loss is None else loss
     mask = task.mask if mask is None and not callable(loss) else mask
-    return learning_of(output, loss, task.targets, mask, task.outputs, seed, training)
+    found = learning_of(output, loss, task.targets, mask, task.outputs, seed, training)
+    return found.assign_attrs(said_of_weights(mask))
 
 
 def _core_spectrum(flow: Flow, k: int, rng: Random, progress: Progress) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import matplotlib
 import numpy as np
 import pytest
@@ -395,3 +398,24 @@ def test_all_steps_are_kept_if_asked_for(small_flow: kp.Flow, small: xr.Dataset)
     dataset = analyze(small_flow, k=3, task=make_task(3, 4, mask), all_steps=True)
     assert dataset.attrs["steps"] == "17% of the steps lie behind the last target of their trial; they are analysed too"
     assert float(dataset.ntk_trace) == float(small.ntk_trace) and (dataset.measure.values == 1).all()
+
+
+def test_the_weights_of_a_mask_are_said_and_count(tmp_path: Path) -> None:
+    """A file of trials may have weights; they are in the loss, in the attributes and on the page."""
+    rng = np.random.default_rng(0)
+    weights, right = rng.choice([0.5, 2.0], (4, 5)), rng.integers(0, 3, (4, 5))
+    np.savez(tmp_path / "a.npz", inputs=rng.normal(size=(4, 5, 2)), targets=right, mask=weights)
+    task = kp.tasks.make_task(str(tmp_path / "a.npz"))
+    torch.manual_seed(0)
+    cell, readout = torch.nn.RNNCell(2, 4).double(), torch.nn.Linear(4, 3).double()
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.from_numpy(task.inputs))))
+    found = kp.analyze(flow, k=1, task=task, readout=readout)
+    logits = readout(flow.solution.state).flatten(0, 1)
+    each = (
+        torch.nn.functional.cross_entropy(logits, torch.from_numpy(right).flatten(), reduction="none").detach().numpy()
+    )
+    np.testing.assert_allclose(found.loss, np.average(each, weights=weights.flatten()), rtol=1e-6)
+    assert found.attrs["weights"].startswith("Steps weigh differently in loss and accuracy: 0.5 to 2")
+    assert f"{found.attrs['weights']}." in page_of(found).lead
+    assert found.attrs["weights"] in settings(found).values()  # and so in results.json
+    assert "weights" not in kp.analyze(flow, k=1, task=replace(task, mask=2 * (weights > 0)), readout=readout).attrs

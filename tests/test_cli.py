@@ -494,6 +494,17 @@ def test_the_demo_asks_for_nothing_that_analyze_would_not(monkeypatch: pytest.Mo
     assert load_checkpoint(path).model == demo.model
 
 
+def test_a_demo_replaces_an_earlier_demo_and_nothing_else(monkeypatch: pytest.MonkeyPatch, out: Path) -> None:
+    ran: list[tuple] = []
+    monkeypatch.setattr(_app, "_run", lambda *arguments: ran.append(arguments))
+    out.mkdir()
+    for checkpoint in (_app.DEMO, "net.pt"):
+        content = {"settings": {"checkpoint": checkpoint, "task": DEMO_TASK}}
+        (out / "results.json").write_text(json.dumps(content))
+        assert run("demo", "--out", out).exit_code == 0
+    assert [arguments[-1].overwrite for arguments in ran] == [True, False]
+
+
 @pytest.mark.slow
 def test_demo_in_a_real_process(tmp_path: Path) -> None:
     pytest.importorskip("neurogym")
@@ -526,9 +537,11 @@ def test_report_of_an_analysis(tmp_path: Path) -> None:
     assert found.exit_code == 2 and "holds no results; expected results.nc" in found.stderr
     flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(2, 4), torch.randn(2, 4, 2))))
     kp.analyze(flow, k=2).to_netcdf(tmp_path / "results.nc", engine="h5netcdf")
-    for options, status in (([], 0), ([], 2), (["--overwrite"], 0)):
+    for options, status in (([], 0), ([], 0), (["--out", str(tmp_path / "mine.html")], 2), (["--overwrite"], 0)):
+        (tmp_path / "mine.html").write_text("<html>my own</html>")
         found = CliRunner().invoke(app, ["report", str(tmp_path), *options])
         assert found.exit_code == status
+    assert (tmp_path / "mine.html").read_text() == "<html>my own</html>"
     assert "Temporal modes" in (tmp_path / "report.html").read_text("utf-8")
 
 

@@ -49,6 +49,15 @@ def test_from_either_side(eager_library, size, weighted, alg):
     check(kp.svds(J.T, 4, alg), J.T, 4)
 
 
+@pytest.mark.parametrize("size", [5, 150])
+def test_the_axes_of_the_vectors_are_named(size: int) -> None:
+    cell = torch.nn.RNNCell(2, 3).double()
+    J = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.zeros(4, size // 5, 2).double()))).J
+    shown = repr(kp.svds(J, 2))
+    sizes = "".join(f", {name} {n}" for name, n in zip(J.codomain.axes, J.codomain.shape, strict=True))
+    assert f"[mode 2{sizes}]" in shown and f"[mode 2, {J.domain.axes[0]} {J.domain.shape[0]}]" in shown
+
+
 def test_small_values_are_as_accurate_as_asked_for():
     """A residual of 1e-6 s_1 needs squares solved to 1e-6 s_1 s_k: the first pass alone leaves 1e-3."""
     random = np.random.default_rng(0)

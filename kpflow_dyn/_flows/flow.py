@@ -399,7 +399,10 @@ def _through(flow: AnyFlow, blocks: Sequence[Block]) -> AnyFlow:
     )
 
 
+SHOWN_KINDS = {"scale": "entry by entry"}  # what is no word of everybody's
+
+
 def _told(flow: Flow) -> str:
     """Its weight sites, or why there are none."""
-    sites = [f"{site.name} ({site.kind})" for site in flow.sites]
+    sites = [f"{site.name} ({SHOWN_KINDS.get(site.kind, site.kind)})" for site in flow.sites]
     return f"none, autograd alone: {flow.untraced}" if flow.untraced else f"{len(sites)}: {some(sites)}"

@@ -93,6 +93,16 @@ def _said_of_steps(mask: np.ndarray, left_out: bool) -> str:
     return f"{' and '.join(shares)}; they are {done}"
 
 
+def said_of_weights(mask: Any) -> dict[str, str]:
+    """How much the places that count weigh in the loss, as an attribute; nothing where all weigh the same."""
+    weights = to_numpy(mask) if mask is not None else np.ones(1)
+    weights = weights[weights != 0].astype(float)
+    if not weights.size or weights.min() == weights.max():
+        return {}
+    span = f"{weights.min():.3g} to {weights.max():.3g}"
+    return {"weights": f"Steps weigh differently in loss and accuracy: {span}, {weights.mean():.3g} in the mean"}
+
+
 def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> np.ndarray:
     """Which steps of a solver count [trial, step], those that lead to a time t that does."""
     tolerance = 1e-9 * (t[-1] - t[0])

@@ -169,13 +169,13 @@ class GradientFlow(ShownAsText):
     def road(self) -> str:
         """How this was got, and for how many gradients."""
         if not self.optimizer:
-            return f"by the gradient flow, for {self.cost:.4g} gradients on all trials"
+            return f"by the gradient flow, at the cost of {self.cost:.4g} gradients on all trials"
         own = self.own / self.time[-1]
         words = f"{'all' if own == 1 else f'{own:.0%}'} of these steps were taken one by one"
         if own > TRAINED:
             words += ": this is a training, no forecast"
             words += "" if own == 1 else "; the intervals are the errors of the other steps"
-        price = f"for {self.cost:.4g} gradients on all trials"
+        price = f"at the cost of {self.cost:.4g} gradients on all trials"
         return f"by {self.time[-1]:.0f} steps of {self.optimizer}, {price}; {words}"
 
     def _brackets(self, wanted: float) -> Iterator[np.ndarray]:

@@ -220,8 +220,17 @@ def _words(relative: np.ndarray, static: bool) -> str:
         (readout, f"C: the readout hardly reads it ({readout:.2g} of a typical direction)"),
     ]
     weak = [text for value, text in sorted(found) if value < WEAK]
-    exploding = [f"P explodes ({dynamics:.2g} times {compared.removeprefix('of ')})"] if dynamics > EXPLODES else []
+    exploding = (
+        [f"P: what is written explodes ({_round(dynamics)} times {compared.removeprefix('of ')})"]
+        if dynamics > EXPLODES
+        else []
+    )
     return "; ".join(exploding + weak)
+
+
+def _round(value: float) -> str:
+    """To two digits, without an exponent where one reads it better so."""
+    return f"{float(f'{value:.2g}'):.0f}" if value < 1e5 else f"{value:.2g}"
 
 
 def _row(name: str, width: int, numbers: tuple[float, ...]) -> str:

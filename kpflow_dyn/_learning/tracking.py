@@ -18,7 +18,7 @@ import numpy as np
 import kpflow_dyn
 from kpflow_dyn._arrays import Array, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow, Output
-from kpflow_dyn._flows.places import said_of_targets
+from kpflow_dyn._flows.places import said_of_targets, said_of_weights
 from kpflow_dyn._folder import replaced
 from kpflow_dyn._learning.forecasting import loss_of, outputs
 from kpflow_dyn._learning.losses import Loss, OutputLoss, classes_that_count, counted, default_loss, full_mask, softmax
@@ -181,7 +181,7 @@ def track_checkpoints(
             found.append(numbers)
             count.landed(time.perf_counter() - start)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    said = {**_said_of(checkpoints[0], x, settings), **_said_of_steps(settings)}
+    said = {**_said_of(checkpoints[0], x, settings), **_said_of_steps(settings), **said_of_weights(settings.mask)}
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._numbers.spectra import certified, check_count, room_for
-from kpflow_dyn._shown import Row, Shown, described, numbers
+from kpflow_dyn._shown import Row, Shown, axes_sizes, described, numbers
 from kpflow_dyn._spaces.operators import Operator, check_operator
 from kpflow_dyn._spaces.rows import on_rows
 from kpflow_dyn._spaces.scaling import at_unit_size
+from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.solvers import BlockLanczos, EigenSolver
 from kpflow_dyn.solvers._doors import triplets
 from kpflow_dyn.solvers._lanczos import Callback
@@ -26,6 +27,7 @@ class SingularModes(Shown):
         residuals: [k], the true (|A v - s u|^2 + |A* u - s v|^2)^(1/2) / s_1.
         converged: [k], whether the residual is within the requested tolerance.
         applications: how many applications to one vector it took. One of A and one of A* count as one.
+        spaces: those of the left and the right vectors, which name their axes.
 
     Example as `svds`.
     """
@@ -36,10 +38,12 @@ class SingularModes(Shown):
     residuals: Array
     converged: Array
     applications: int
+    spaces: tuple[Space, Space] | None = None
 
     def _shown(self) -> tuple[str, list[Row]]:
         rows: list[Row] = [("values", numbers(to_numpy(self.values)))]
-        rows += [("left", described(self.left)), ("right", described(self.right))]
+        sides = zip(("left", "right"), (self.left, self.right), self.spaces or (None, None), strict=True)
+        rows += [(side, _sized(vectors, space)) for side, vectors, space in sides]
         return f"{len(self.values)} singular triplets", [*rows, *certified(self)]
 
 
@@ -66,11 +70,16 @@ def svds(
     check_count(k, min(op.domain.dimension, op.codomain.dimension))
     if op.domain.size > op.codomain.size:
         found = svds(op.T, k, alg, seed, callback)
-        return dataclasses.replace(found, left=found.right, right=found.left)
+        return dataclasses.replace(found, left=found.right, right=found.left, spaces=(op.codomain, op.domain))
     op, size = at_unit_size(op)
     with room_for(k, op.codomain):
         sides = on_rows(op), on_rows(op.T)
         found = triplets(alg, *sides, op.domain.size, k, op.domain.like, Random(seed), callback=callback)
     sides = ((op.codomain, found.left), (op.domain, found.right))
     left, right = (space.from_euclidean(rows.reshape((k, *space.shape))) for space, rows in sides)
-    return SingularModes(size.times(found.values), left, right, found.residuals, found.converged, found.applications)
+    about = found.residuals, found.converged, found.applications
+    return SingularModes(size.times(found.values), left, right, *about, (op.codomain, op.domain))
+
+
+def _sized(vectors: Array, space: Space | None) -> str:
+    return described(vectors) if space is None else axes_sizes(("mode", *space.axes), (len(vectors), *space.shape))

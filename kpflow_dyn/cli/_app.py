@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 FIGURE_NAMES = ("spectra", "effective_ranks", "temporal_modes", "spatial_modes", "trial_modes", "state_pca")
 LEARNING_NAMES = {"predicted_loss.png", "reach.png"}  # where there is a readout, and targets
 FILE_NAMES = {"results.json", "results.nc", "index.html", *(f"{name}.png" for name in FIGURE_NAMES)}
+DEMO = "demo.safetensors"
 DEMO_TASK = "neurogym:PerceptualDecisionMaking-v0"
 
 app = typer.Typer(
@@ -132,10 +133,19 @@ def demo(
     debug: given.Debug = False,
 ) -> None:
     """Analyse the network that ships with the package: a GRU that decides which of two noisy inputs is larger."""
-    with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data/demo.safetensors")) as checkpoint:
+    with plain_errors(debug), as_file(files("kpflow_dyn").joinpath("data", DEMO)) as checkpoint:
         source = Network(checkpoint, model="gru", task=DEMO_TASK, trials=trials, dtype=dtype)
         asked = {"k": modes, "samples": samples, "all_steps": all_steps, "optimizer": optimizer, "lr": lr}
-        _run(source, seed, asked, threads, Output(out, overwrite, verbose, dry_run))
+        _run(source, seed, asked, threads, Output(out, overwrite or _is_demo(out), verbose, dry_run))
+
+
+def _is_demo(folder: Path) -> bool:
+    """Whether an earlier demo wrote this folder, so that another one may replace it."""
+    try:
+        settings = json.loads((folder / "results.json").read_text("utf-8"))["settings"]
+        return (settings["checkpoint"], settings["task"]) == (DEMO, DEMO_TASK)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 EXAMPLES = {

@@ -31,9 +31,15 @@ def report(
         from kpflow_dyn.report import write_report
 
         out = (path if path.is_dir() else path.parent) / PAGE if out is None else out
-        if out.exists() and not overwrite:
+        if out.exists() and not overwrite and not _is_page(out):
             raise FileExistsError(f"{out} exists; give --overwrite, or another file with --out")
         write_report(path, out)
         typer.echo(f"The page: {out.absolute()}")
         if show:
             typer.launch(out.absolute().as_uri())
+
+
+def _is_page(file: Path) -> bool:
+    """Whether this package wrote the file as a page, so that another one may replace it."""
+    with file.open("rb") as opened:
+        return b'<meta name="generator" content="kpflow_dyn">' in opened.read(1000)

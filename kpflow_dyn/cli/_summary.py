@@ -59,6 +59,7 @@ def _about(dataset: xr.Dataset, found: Mapping[str, Choice]) -> dict[str, str]:
     lines = {"Read": "; ".join(read), "Guessed": "; ".join(guessed)}
     if "steps" in dataset.attrs and "mask" not in found:
         lines["Steps"] = dataset.attrs["steps"]
+    lines["Weights"] = dataset.attrs.get("weights", "")
     return {label: text for label, text in lines.items() if text}
 
 

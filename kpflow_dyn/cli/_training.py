@@ -91,7 +91,15 @@ def track(
         warned = notes(caught)
         dataset.attrs |= {"warnings": "\n".join(warned)}
         _write_track(dataset, out)
-        typer.echo("\n".join([_table(dataset), *([dataset.attrs["steps"]] if "steps" in dataset.attrs else []), *said]))
+        typer.echo(
+            "\n".join(
+                [
+                    _table(dataset),
+                    *(dataset.attrs[name] for name in ("steps", "weights") if name in dataset.attrs),
+                    *said,
+                ]
+            )
+        )
         print_notes(warned)
         typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
@@ -143,7 +151,15 @@ def compare(
             found, about = _compared(both, {"k": modes, "samples": samples, "seed": seed}, loss)
         warned = notes(caught)
         about = said_of_options(first) | about | {"warnings": "\n".join(warned)}
-        said = "\n".join([str(found), about["learning"], *_on_files(both, found.names), *both[0].on_steps])
+        said = "\n".join(
+            [
+                str(found),
+                about["learning"],
+                *([about["weights"]] if "weights" in about else []),
+                *_on_files(both, found.names),
+                *both[0].on_steps,
+            ]
+        )
         with new_folder(out) as folder:
             _write_comparison(found, _labelled(found, both, about), folder)
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
@@ -189,6 +205,7 @@ def _linearised(source: Network, seed: int, loss: str | None, all_steps: bool) -
 def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | None) -> tuple[Comparison, dict[str, Any]]:
     """The comparison, of outputs under the loss where both networks have a readout, and what is to be said of it."""
     import kpflow_dyn as kp
+    from kpflow_dyn._flows.places import said_of_weights
     from kpflow_dyn._learning.losses import loss_of_task
     from kpflow_dyn._problems.versions import versions_behind
 
@@ -197,6 +214,7 @@ def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | Non
     units = " and ".join(dict.fromkeys(str(flow.ntk.domain.shape[-1]) for flow in flows))
     about = {"task": data.name, "trials": f"{trials} x {times} times x {units} units", **asked}
     about |= {"steps": both[0].on_steps[0]} if both[0].on_steps else {}
+    about |= said_of_weights(data.mask)
     about |= versions_behind(flows[0].solution.problem)
     without = [one.on_readout for one in both if one.readout is None]
     if without and loss is not None:

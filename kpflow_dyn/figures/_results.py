@@ -124,7 +124,7 @@ def _map(axes: Axes, values: np.ndarray, xlabel: str, ylabel: str, label: str, n
 
 
 def _name(values: Any, axis: str, number: int) -> str:
-    """What an entry of an axis is called, or its number."""
+    """What an entry of an axis is called, or its number, from 0 as in arrays and on pages."""
     if axis in values.coords:
         return str(values[axis].values[number]).replace("_", " ")
-    return f"{axis} {number + 1}"
+    return f"{axis} {number}"

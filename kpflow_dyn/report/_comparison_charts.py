@@ -61,7 +61,7 @@ def _lead(dataset: xr.Dataset) -> list[str]:
             "The next small step of gradient descent would move the outputs of the two in directions with a cosine of "
             f"{step:.2f} (1: both the same way; below 0: against each other)."
         )
-    return [*lead, *([f"{dataset.attrs['steps']}."] if "steps" in dataset.attrs else [])]
+    return [*lead, *(f"{dataset.attrs[name]}." for name in ("steps", "weights") if name in dataset.attrs)]
 
 
 def _now(one: xr.Dataset) -> str:

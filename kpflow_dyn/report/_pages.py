@@ -68,7 +68,7 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
             *learning_lead(dataset),
             _learnable(dataset, found),
             _what_the_ntk_is(ode),
-            *([f"{attrs['steps']}."] if "steps" in attrs else []),
+            *(f"{attrs[name]}." for name in ("steps", "weights") if name in attrs),
         ),
         warnings=tuple(attrs.get("warnings", "").splitlines()),
         charts=analysis_charts(dataset),
@@ -151,6 +151,7 @@ def _of_track(dataset: xr.Dataset) -> Page:
     kept = float(dataset.alignment_first.sel(operator="NTK").isel(step=-1))
     lead = (
         *_learnt(dataset),
+        *([f"{dataset.attrs['weights']}."] if "weights" in dataset.attrs else []),
         f"From step {steps[0]} to step {steps[-1]} the effective rank of the NTK goes from {first:.3g} to {last:.3g}; "
         f"its alignment with the NTK at the start ends at {kept:.2f} (1: unchanged in direction).",
         "The effective rank is the participation ratio of the eigenvalues: about how many directions carry most. K is "
