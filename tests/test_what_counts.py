@@ -80,9 +80,9 @@ def test_weights_are_those_of_the_loss(network, checkpoint: Path, tmp_path: Path
     kind = {"analyze": "results", "compare": "comparison", "track": "track"}[command]
     found = xr.load_dataset(out / f"{kind}.nc", engine="h5netcdf")
     np.testing.assert_allclose(found.loss, weighted_loss(network), rtol=1e-12)
-    low, high = WEIGHTS[MASK].min(), WEIGHTS[MASK].max()
-    said = f"the mask has weights from {low:.4g} to {high:.4g}, which count in the loss alone"
-    assert said in found.attrs["steps"] and said in (out / "index.html").read_text("utf-8")
+    least, most, mean = (f(WEIGHTS[MASK]) for f in (np.min, np.max, np.mean))
+    said = f"Steps weigh differently in loss and accuracy: {least:.4g} to {most:.4g}, {mean:.4g} in the mean"
+    assert said == found.attrs["weights"] and said in (out / "index.html").read_text("utf-8")
     assert said in " ".join(shown.stdout.split())
 
 

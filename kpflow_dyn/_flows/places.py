@@ -66,24 +66,8 @@ def reaching(places: np.ndarray) -> np.ndarray:
 
 
 def said_of_targets(mask: np.ndarray, left_out: bool) -> str:
-    """How many steps have no target, in a mask of a task [trial, time], and whether they are left out; "" if all have.
-
-    Weights of the loss are told too.
-    """
-    weights = said_of_weights(mask)
-    said = _said_of_steps(mask != 0, left_out), f"the mask has {weights}" * bool(weights)
-    return "; ".join(filter(None, said))
-
-
-def said_of_weights(mask: np.ndarray) -> str:
-    """That a mask holds weights, and from where to where they go; "" where what counts, counts alike."""
-    weights = mask[mask != 0]
-    if weights.size == 0 or weights.min() == weights.max():
-        return ""
-    return f"weights from {number(weights.min())} to {number(weights.max())}, which count in the loss alone"
-
-
-def _said_of_steps(mask: np.ndarray, left_out: bool) -> str:
+    """How many steps have no target in a mask [trial, time], and whether they are left out; "" where all have one."""
+    mask = mask != 0
     if mask.all():
         return ""
     behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
@@ -95,12 +79,17 @@ def _said_of_steps(mask: np.ndarray, left_out: bool) -> str:
 
 def said_of_weights(mask: Any) -> dict[str, str]:
     """How much the places that count weigh in the loss, as an attribute; nothing where all weigh the same."""
-    weights = to_numpy(mask) if mask is not None else np.ones(1)
-    weights = weights[weights != 0].astype(float)
+    span = span_of_weights(mask)
+    return {"weights": f"Steps weigh differently in loss and accuracy: {span}"} if span else {}
+
+
+def span_of_weights(mask: Any) -> str:
+    """The least and the largest weight of a mask, and their mean; "" where what counts, counts alike."""
+    weights = np.ones(1) if mask is None else to_numpy(mask).astype(float)
+    weights = weights[weights != 0]
     if not weights.size or weights.min() == weights.max():
-        return {}
-    span = f"{weights.min():.3g} to {weights.max():.3g}"
-    return {"weights": f"Steps weigh differently in loss and accuracy: {span}, {weights.mean():.3g} in the mean"}
+        return ""
+    return f"{number(weights.min())} to {number(weights.max())}, {number(weights.mean())} in the mean"
 
 
 def places_of_steps(places: np.ndarray, t: np.ndarray, steps: AcceptedSteps) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from kpflow_dyn._arrays.memory import require_machine
-from kpflow_dyn._flows.places import said_of_weights
+from kpflow_dyn._flows.places import span_of_weights
 from kpflow_dyn._learning.losses import classes_that_count
 from kpflow_dyn._shown import Row, Shown, axes_sizes, number, some, type_name
 
@@ -75,7 +75,7 @@ class TaskData(Shown):
             kind = f" classes, {self.classes}" if self.classes else ""
             rows += [("targets", axes_sizes((*trial_time, "out")[: self.targets.ndim], self.targets.shape) + kind)]
         if self.mask is not None:
-            weights = f", with {said}" if (said := said_of_weights(self.mask)) else ""
+            weights = f", with weights from {span}" if (span := span_of_weights(self.mask)) else ""
             rows += [("mask", f"{np.mean(self.mask != 0):.0%} of the trials and times count{weights}")]
         rows += [("labels", some(list(self.labels)))] if self.labels else []
         rows += [("outputs", some(self.outputs))] if self.outputs else []
