@@ -576,8 +576,8 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         (1.0, np.nan, "1 ± unknown"),
         (1.0, np.inf, "1 ± unknown"),
         (0.0, np.nan, "0 ± unknown"),
-        (np.nan, 0.1, "nan"),
-        (np.nan, np.nan, "nan"),
+        (np.nan, 0.1, "not known"),
+        (np.nan, np.nan, "not known"),
         (-np.inf, 0.1, "-inf"),
     ],
 )

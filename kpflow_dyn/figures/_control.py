@@ -118,7 +118,7 @@ def bode(found: FrequencyResponse) -> Figure:
             pair = {"output": output, "input": entry}
             number = len(magnitude.lines)
             style = {"color": colors[number % len(colors)], "linestyle": LINES[number // len(colors) % len(LINES)]}
-            magnitude.plot(omega, found.magnitude.isel(pair), label=f"{entry + 1} to {output + 1}", **style)
+            magnitude.plot(omega, found.magnitude.isel(pair), label=f"{entry} to {output}", **style)
             phase.plot(omega, np.degrees(found.phase.isel(pair)), **style)
     magnitude.set(xscale="log", yscale="log", ylabel="Magnitude")
     phase.set(xscale="log", xlabel="Frequency (radians per unit of time)", ylabel="Phase (degrees)")
@@ -174,7 +174,7 @@ def _trials(axes: Axes, values: xr.DataArray, color: str, label: str | None) -> 
 
 
 def _units(axes: Axes, values: xr.DataArray, axis: str) -> None:
-    names = values[axis].values if axis in values.coords else 1 + np.arange(values.sizes[axis])
+    names = values[axis].values if axis in values.coords else np.arange(values.sizes[axis])
     for number in range(min(SHOWN, values.sizes[axis])):
         shown = values.isel({axis: number})
         axes.plot(values.time, shown, color=series()[number], label=str(names[number]).replace("_", " "))
