@@ -10,6 +10,7 @@ import torch
 from conftest import cases
 
 import kpflow_dyn as kp
+from kpflow_dyn._learning.descent import name_of
 from kpflow_dyn.solvers import Multirate
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -199,6 +200,19 @@ def test_mini_batches_that_cannot_be_drawn_are_refused():
 def test_what_is_no_optimiser_is_refused(given):
     with pytest.raises(TypeError, match=r"expected a name, one of torch\.optim, or what makes one"):
         kp.gradient_flow(*posed(), 10, optimizer=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("adam", "adam"),
+        (torch.optim.SGD, "SGD"),
+        (optax.adam(0.1), "your optimiser"),
+        (lambda lr: None, "your optimiser"),
+    ],
+)
+def test_an_optimiser_is_called_as_its_user_calls_it(given, name):
+    assert name_of(given) == name
 
 
 @pytest.mark.parametrize(("name", "lr", "batch"), [("sgd", 1e3, None), ("adam", 1e200, None), ("sgd", 1e3, 2)])

@@ -435,7 +435,8 @@ def _beforehand(run: Run, optimizer: str) -> str:
 def name_of(optimizer: Any) -> str:
     """An optimiser as a user calls it."""
     made_by = getattr(optimizer, "func", optimizer)
-    return optimizer if isinstance(optimizer, str) else getattr(made_by, "__name__", type(made_by).__name__)
+    name = optimizer if isinstance(optimizer, str) else getattr(made_by, "__name__", type(made_by).__name__)
+    return "your optimiser" if name.startswith(("GradientTransformation", "<")) else name  # of optax, or a lambda
 
 
 def _batches(objective: Objective, trials: int, batch: int, seed: int) -> Iterator[Callable[[Array], Any]]:
