@@ -22,7 +22,7 @@ from kpflow_dyn._problems.stepped import SteppedSolution
 from kpflow_dyn._problems.stochastic import SDEProblem
 from kpflow_dyn._problems.versions import versions_behind
 from kpflow_dyn._progress import Progress
-from kpflow_dyn._shown import counted
+from kpflow_dyn._shown import plural
 from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.dynamics._components import participation_ratio, pca
 from kpflow_dyn.solvers import BlockLanczos, Estimate
@@ -57,7 +57,7 @@ WORDS = {
     ),
     "core_effective_rank": (
         "Effective rank of the core",
-        "How many directions the data at the weights offer to learning, each counted for every unit that it reaches.",
+        "How many directions the data at the weights offer to learning, each plural for every unit that it reaches.",
     ),
     "K_effective_rank": (
         "Effective rank of K",
@@ -71,7 +71,7 @@ WORDS = {
         "Alignment of K and the NTK",
         "1 if the dynamics only scale what the parameters can kick directly, near 0 if they reshape it entirely.",
     ),
-    "core_trace": ("Trace of the core", "Total squared size of the data that the weights see, counted for every unit."),
+    "core_trace": ("Trace of the core", "Total squared size of the data that the weights see, plural for every unit."),
     "K_trace": (
         "Trace of K",
         "Total squared sensitivity to the parameters of the equation of motion itself, a step or the field of an ODE.",
@@ -323,7 +323,7 @@ def _attributes(flow: Flow, k: int, samples: int, seed: int, task: TaskData | No
         "model": problem.backend.models.describe(model),
         **({} if init is None else {"init": init.describe() if hasattr(init, "describe") else repr(init)}),
         **_equation(flow.solution),
-        "state": f"{counted(trials, 'trial')} x {counted(times, 'time')} x {counted(units, 'unit')}",
+        "state": f"{plural(trials, 'trial')} x {plural(times, 'time')} x {plural(units, 'unit')}",
         "parameters": flow.J.domain.size,
         "weight_sites": "; ".join(site.name for site in flow.sites),
         "dtype": str(flow.ntk.domain.dtype).removeprefix("torch."),
@@ -346,11 +346,10 @@ def _said_of_steps(flow: Flow, task: TaskData | None) -> dict[str, str]:
     """Which steps do not count, and whether they are left out."""
     of_task, of_flow = None if task is None else task.mask, flow.mask
     if of_task is not None:
-        said = said_of_targets(of_task if of_flow is None else of_task * of_flow, of_flow is not None)
-    else:
-        on = np.True_ if of_flow is None else of_flow
-        said = "" if on.all() else f"{1 - on.mean():.0%} of the steps do not count; they are left out"
-    return {"steps": said} if said else {}
+        return said_of_targets(of_task if of_flow is None else of_task * of_flow, of_flow is not None)
+    if of_flow is None or of_flow.all():
+        return {}
+    return {"steps": f"{1 - of_flow.mean():.0%} of the steps do not count; they are left out"}
 
 
 def _equation(solution: Solution) -> dict[str, str]:

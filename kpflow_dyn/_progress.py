@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from kpflow_dyn._shown import plural
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
@@ -152,7 +154,8 @@ class Count:
         if self.parallel and math.isfinite(seconds) and self.left * seconds / self.parallel > LONG:
             on = f" on {self.parallel} workers" if self.parallel > 1 else ""
             whole = in_time(self.left * seconds / self.parallel)
-            self.say(f"{self.left} {self.what} left, about {in_time(seconds)} each{on}: about {whole}")
+            left = plural(self.left, self.what.removesuffix("s"))
+            self.say(f"{left} left, about {in_time(seconds)} each{on}: about {whole}")
 
     def _words(self, now: float) -> str:
         done, warm = self.known + self.done - self.failed, self.done - self.first

@@ -94,7 +94,7 @@ def number(value: Any) -> str:
     return f"{value.real:.4g}{value.imag:+.4g}i"
 
 
-def counted(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """Such as: 1 trial, or 1,200 steps."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 

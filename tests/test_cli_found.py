@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import kpflow_dyn as kp
 from kpflow_dyn._folder import new_folder, replaced
-from kpflow_dyn._shown import counted, with_error
+from kpflow_dyn._shown import plural, with_error
 from kpflow_dyn.cli import _sources as sources
 from kpflow_dyn.cli._app import app
 from kpflow_dyn.cli._options import task_options
@@ -89,7 +89,7 @@ def test_a_dead_network_has_a_page(tmp_path: Path, task: Path) -> None:
 def test_numbers_that_are_not_known() -> None:
     assert with_error(float("nan"), 0.1) == "not known"
     assert [_plain(value) for value in (1.0, float("nan"), float("inf"))] == [1.0, None, "inf"]
-    assert (counted(1, "trial"), counted(1200, "step")) == ("1 trial", "1,200 steps")
+    assert (plural(1, "trial"), plural(1200, "step")) == ("1 trial", "1,200 steps")
 
 
 def test_options_that_are_a_number_and_a_table() -> None:

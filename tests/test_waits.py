@@ -37,7 +37,7 @@ def test_long_work_says_beforehand_what_is_left(capsys: pytest.CaptureFixture[st
     assert worked(3.0) == list(range(6))
     assert "4 trials left, about 3.0 s each: about 12 s" in capsys.readouterr().err
     worked(120.0, 2)  # already the first one tells much
-    assert "1 trials left, about 2.0 min each" in capsys.readouterr().err
+    assert "1 trial left, about 2.0 min each" in capsys.readouterr().err
 
 
 def test_short_work_and_parts_of_other_work_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,9 @@ def _or_within(outermost: Callable[..., Any], part: Callable[..., Any]) -> Calla
     def call(*args: Any) -> Any:
         try:
             return outermost(*args)
-        except ValueError:  # so JAX refuses options of a part
+        except ValueError as error:
+            if "compiler_options" not in str(error):  # so JAX refuses options of a part
+                raise
             return part(*args)
 
     return call

@@ -28,7 +28,7 @@ from kpflow_dyn._checkpoint.networks import (
 from kpflow_dyn._checkpoint.nonlinearity import CHOICES, from_task, loss_on
 from kpflow_dyn._checkpoint.objects import CLASS, Skipped
 from kpflow_dyn._problems.parameters import CheckpointError, listing
-from kpflow_dyn._shown import Row, Shown, counted, described
+from kpflow_dyn._shown import Row, Shown, described, plural
 from kpflow_dyn.tasks import TaskData
 
 
@@ -248,7 +248,7 @@ def _described(
 ) -> dict[str, str]:
     network = loading.network
     origin = loading.names.origins.get(network.whole, "")
-    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {counted(getattr(cell, 'num_layers', 1), 'layer')}"
+    sizes = f"{cell.input_size} inputs, {cell.hidden_size} units, {plural(getattr(cell, 'num_layers', 1), 'layer')}"
     sizes += {"gru": ", gates r, z, n", "lstm": ", gates i, f, g, o"}.get(network.model, "")
     said = {
         "key": network.key,
@@ -257,7 +257,7 @@ def _described(
         "nonlinearity": on_phi,
         "readout": "none found" if layer is None else f"the layer {readout!r}",
         "start": "zeros" if start is None else "init_state of the file, which does not learn here",
-        "left out": f"{counted(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
+        "left out": f"{plural(len(unused), 'tensor')}: {', '.join(unused[:6])}{', ...' if len(unused) > 6 else ''}"
         if unused
         else "",
     }

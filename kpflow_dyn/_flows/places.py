@@ -9,6 +9,7 @@ and R P = R P E: the kernel is still P K P*. Where there is no recurrence, E hol
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,22 +66,29 @@ def reaching(places: np.ndarray) -> np.ndarray:
     return np.logical_or.accumulate(places[:, ::-1], axis=1)[:, ::-1].copy()
 
 
-def said_of_targets(mask: np.ndarray, left_out: bool) -> str:
-    """How many steps have no target in a mask [trial, time], and whether they are left out; "" where all have one."""
-    mask = mask != 0
-    if mask.all():
-        return ""
-    behind, before = 1 - reaching(mask).mean(), (reaching(mask) & ~mask).mean()
+def said_of_targets(mask: np.ndarray | None, left_out: bool) -> dict[str, str]:
+    """How many steps have no target in a mask [trial, time], and whether they are left out, as an attribute; nothing
+    where all have one.
+    """
+    if mask is None or mask.all():
+        return {}
+    places: np.ndarray = mask != 0
+    behind, before = 1 - reaching(places).mean(), (reaching(places) & ~places).mean()
     shares = [f"{behind:.0%} of the steps lie behind the last target of their trial"] if behind else []
     shares += [f"{before:.0%} of the steps{' lie before it and' if behind else ''} have no target"] if before else []
     done = "left out (all_steps=True, or --all-steps, keeps them)" if left_out else "analysed too"
-    return f"{' and '.join(shares)}; they are {done}"
+    return {"steps": f"{' and '.join(shares)}; they are {done}"}
 
 
 def said_of_weights(mask: Any) -> dict[str, str]:
     """How much the places that count weigh in the loss, as an attribute; nothing where all weigh the same."""
     span = span_of_weights(mask)
     return {"weights": f"Steps weigh differently in loss and accuracy: {span}"} if span else {}
+
+
+def said_in(attrs: Mapping[str, Any]) -> list[str]:
+    """What the two above said, among attributes."""
+    return [attrs[name] for name in ("steps", "weights") if name in attrs]
 
 
 def span_of_weights(mask: Any) -> str:

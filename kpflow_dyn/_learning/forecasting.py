@@ -171,14 +171,14 @@ class Forecast(ShownAsText):
             return f"holds for all the {self.steps[-1]:.0f} steps that were followed"
         if self.holds_until < 1:
             return "does not hold: training differs by a tenth within the first step"
-        return f"holds for {_counted(math.floor(self.holds_until))}, then training differs by a tenth"
+        return f"holds for {_in_steps(math.floor(self.holds_until))}, then training differs by a tenth"
 
 
 def _after(steps: float, known: float) -> str:
     """In words; where it is not known, it is after all that is `known`."""
     if math.isinf(steps):
         return "never"
-    return f"after more than {_counted(known)}" if math.isnan(steps) else f"after {_counted(steps)}"
+    return f"after more than {_in_steps(known)}" if math.isnan(steps) else f"after {_in_steps(steps)}"
 
 
 def _between(low: float, high: float) -> str:
@@ -189,7 +189,7 @@ def _between(low: float, high: float) -> str:
     return f" (training: {found})"
 
 
-def _counted(steps: float) -> str:
+def _in_steps(steps: float) -> str:
     return "1 step" if round(steps) == 1 else f"{_whole(steps)} steps"
 
 

@@ -181,7 +181,8 @@ def track_checkpoints(
             found.append(numbers)
             count.landed(time.perf_counter() - start)
     steps = xr.DataArray([checkpoint.step for checkpoint in checkpoints], dims="step", name="step")
-    said = {**_said_of(checkpoints[0], x, settings), **_said_of_steps(settings), **said_of_weights(settings.mask)}
+    of_mask = said_of_targets(settings.weights, not settings.all_steps) | said_of_weights(settings.mask)
+    said = _said_of(checkpoints[0], x, settings) | of_mask
     whole = xr.concat(found, steps, combine_attrs="drop").assign_attrs(said)
     noted = np.array([checkpoint.recorded_loss for checkpoint in checkpoints])
     return whole if np.isnan(noted).all() else whole.assign(recorded_loss=("step", noted))
@@ -203,11 +204,6 @@ def _said_of(first: Checkpoint, x: Array, settings: Settings) -> dict[str, Any]:
 
 def _described(problem: Problem) -> str:
     return problem.backend.models.describe(problem if isinstance(problem, ImplicitProblem) else problem.model)
-
-
-def _said_of_steps(settings: Settings) -> dict[str, str]:
-    said = "" if settings.weights is None else said_of_targets(settings.weights, not settings.all_steps)
-    return {"steps": said} if said else {}
 
 
 # Checkpoints

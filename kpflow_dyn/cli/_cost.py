@@ -1,6 +1,6 @@
 """What an analysis takes, in time and memory, before it begins.
 
-Both are counted in vectors of the size of all states. How many there are was measured on recurrent networks in both
+Both are plural in vectors of the size of all states. How many there are was measured on recurrent networks in both
 frameworks; how long one takes is measured here, on this problem.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kpflow_dyn._progress import in_time
-from kpflow_dyn._shown import counted
+from kpflow_dyn._shown import plural
 
 if TYPE_CHECKING:
     from kpflow_dyn._flows.flow import Flow
@@ -63,9 +63,9 @@ class Cost:
 
     def __str__(self) -> str:
         names = ("step" if name == "time" else name for name in self.axes)
-        sizes = " x ".join(counted(size, name) for size, name in zip(self.shape, names, strict=True))
+        sizes = " x ".join(plural(size, name) for size, name in zip(self.shape, names, strict=True))
         took = f"about {in_time(self.seconds)} and {self.bytes / GB:.2g} GB"
-        return f"{sizes}, {counted(self.parameters, 'parameter')}: {took}"
+        return f"{sizes}, {plural(self.parameters, 'parameter')}: {took}"
 
 
 def check_memory(problem: Problem, shape: tuple[int, ...] | None, work: Work) -> None:

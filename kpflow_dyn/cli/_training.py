@@ -91,15 +91,7 @@ def track(
         warned = notes(caught)
         dataset.attrs |= {"warnings": "\n".join(warned)}
         _write_track(dataset, out)
-        typer.echo(
-            "\n".join(
-                [
-                    _table(dataset),
-                    *(dataset.attrs[name] for name in ("steps", "weights") if name in dataset.attrs),
-                    *said,
-                ]
-            )
-        )
+        typer.echo("\n".join([_table(dataset), *said]))
         print_notes(warned)
         typer.echo(f"The page: {out.absolute() / 'index.html'}")
 
@@ -151,15 +143,7 @@ def compare(
             found, about = _compared(both, {"k": modes, "samples": samples, "seed": seed}, loss)
         warned = notes(caught)
         about = said_of_options(first) | about | {"warnings": "\n".join(warned)}
-        said = "\n".join(
-            [
-                str(found),
-                about["learning"],
-                *([about["weights"]] if "weights" in about else []),
-                *_on_files(both, found.names),
-                *both[0].on_steps,
-            ]
-        )
+        said = "\n".join([str(found), about["learning"], *_on_files(both, found.names), *both[0].on_mask.values()])
         with new_folder(out) as folder:
             _write_comparison(found, _labelled(found, both, about), folder)
             (folder / "comparison.txt").write_text(f"{a} and {b} on {task}\n{said}\n")
@@ -178,7 +162,7 @@ class Linearised:
     data: TaskData
     readout: Any
     on_readout: str
-    on_steps: list[str]
+    on_mask: dict[str, str]
 
 
 def _on_files(both: Sequence[Linearised], names: Sequence[str]) -> list[str]:
@@ -192,20 +176,19 @@ def _on_files(both: Sequence[Linearised], names: Sequence[str]) -> list[str]:
 
 def _linearised(source: Network, seed: int, loss: str | None, all_steps: bool) -> Linearised:
     import kpflow_dyn as kp
-    from kpflow_dyn._flows.places import said_of_targets
+    from kpflow_dyn._flows.places import said_of_targets, said_of_weights
 
     network, data = load(source, seed, loss)
     found = data, *readout_of(network, data, source.readout is not None)
     flow = kp.linearize(kp.solve(posed(network, data, source.carry_state)))
-    said = "" if data.mask is None else said_of_targets(data.mask, not all_steps)
-    flow = flow if all_steps or data.mask is None else flow.where(data.mask != 0)
-    return Linearised(source.checkpoint, network, flow, *found, [said] if said else [])
+    off = said_of_targets(data.mask, not all_steps)
+    flow = flow.where(data.mask != 0) if off and not all_steps else flow
+    return Linearised(source.checkpoint, network, flow, *found, off | said_of_weights(data.mask))
 
 
 def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | None) -> tuple[Comparison, dict[str, Any]]:
     """The comparison, of outputs under the loss where both networks have a readout, and what is to be said of it."""
     import kpflow_dyn as kp
-    from kpflow_dyn._flows.places import said_of_weights
     from kpflow_dyn._learning.losses import loss_of_task
     from kpflow_dyn._problems.versions import versions_behind
 
@@ -213,8 +196,7 @@ def _compared(both: Sequence[Linearised], asked: dict[str, Any], loss: str | Non
     trials, times, _units = flows[0].ntk.domain.shape
     units = " and ".join(dict.fromkeys(str(flow.ntk.domain.shape[-1]) for flow in flows))
     about = {"task": data.name, "trials": f"{trials} x {times} times x {units} units", **asked}
-    about |= {"steps": both[0].on_steps[0]} if both[0].on_steps else {}
-    about |= said_of_weights(data.mask)
+    about |= both[0].on_mask
     about |= versions_behind(flows[0].solution.problem)
     without = [one.on_readout for one in both if one.readout is None]
     if without and loss is not None:
@@ -264,6 +246,7 @@ def _tracked(
     run: Recording | Files, source: Network, seed: int, samples: int, loss: str | None, all_steps: bool, out: Path
 ) -> tuple[xr.Dataset, list[str]]:
     """`kp.track` of checkpoint files, each read as `analyze` reads it; and what was found in the last one."""
+    from kpflow_dyn._flows.places import said_in
     from kpflow_dyn._learning.losses import loss_of_task
     from kpflow_dyn._learning.tracking import Settings, recorded, track_checkpoints
 
@@ -296,7 +279,7 @@ def _tracked(
         **attributes_of(last),
     }
     without = [f"On the loss: {on_readout}."] if layer is None else []
-    return found.assign_attrs(about), [*without, *as_found(last_file.name, last.found)]
+    return found.assign_attrs(about), [*said_in(found.attrs), *without, *as_found(last_file.name, last.found)]
 
 
 def _write_track(dataset: xr.Dataset, out: Path) -> None:

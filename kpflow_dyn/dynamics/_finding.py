@@ -150,12 +150,11 @@ class _Finding:
         self.slow = SLOW if slow is None else slow / self.search.units.speed**2
         self.unique = UNIQUE if unique is None else unique / length
         self.of_inputs = size(self.x) if unique is None else length
-        self.iterations, self.new = iterations, None
+        self.iterations = iterations
+        self.new: int | None = None
         self.box = returning(self.search, self.x, self._seen())
         self.ends = self.search.ends(self.x, z, iterations)
         self._sort_out()
-
-    new: int | None
 
     def _sort_out(self) -> None:
         (x, _, z, q), unique = self.ends, self.unique

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from kpflow_dyn._shown import plural
 from kpflow_dyn.dynamics._search import Ends, Polished, Search
 
 FACES, RARE, ASKED, ITERATIONS = 256, 0.01, 16, 100
@@ -115,7 +116,7 @@ def _by_counts(counts: np.ndarray, tried: int, new: int | None) -> list[str]:
             f"{once} of {len(counts)} points were reached by one start only: another finds a new one with "
             f"probability {once / tried:.2g}"
         ]
-    return [f"the last of {tried} starts still found {new} new point{'s' * (new > 1)}"] if new else []
+    return [f"the last of {tried} starts still found {plural(new, 'new point')}"] if new else []
 
 
 def _by_distances(near: int) -> list[str]:
@@ -131,7 +132,7 @@ def _doubts(degenerate: int, continuum: bool, bounded: bool | None, few: bool) -
             f"{degenerate} points of a continuum, such as a line or ring: their number means little, and the index sum "
             "cannot be used"
             if continuum
-            else f"{degenerate} degenerate point{'s' * (degenerate > 1)}, which may be several points or part of a "
+            else f"{plural(degenerate, 'degenerate point')}, which may be several points or part of a "
             "line: the index sum cannot be used"
         ]
     if few and bounded:

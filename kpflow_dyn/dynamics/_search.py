@@ -20,11 +20,10 @@ REST, ROUND_OFF = 2e-11, 30.0  # the speed of a fixed point over 1 + |z|: at mos
 
 
 class Units(NamedTuple):
-    """What is one in the search: a length of states, a rate per unit of time (of a map 1), a size of inputs."""
+    """What is one in the search: a length of states, and a rate per unit of time (of a map 1)."""
 
     length: float
     rate: float
-    inputs: float
 
     @property
     def speed(self) -> float:
@@ -144,11 +143,11 @@ class Search:
         self.dynamics = problem.backend.dynamics.Dynamics(problem, like_numpy(x[:1], like), one)
         self.rounded, self.compiled = problem.backend.solving.rounded, problem.backend.transforms.compiled
         self.eps = float(np.finfo(to_numpy(one).dtype).eps)
-        self.units = Units(length, 1.0, size(x))
+        self.units = Units(length, 1.0)
 
     def at(self, x: Array, z: Array) -> tuple[Array, Array]:
         """F(z) - z and its Jacobian, or f and its own."""
-        length, rate, _ = self.units
+        length, rate = self.units
         F, J = self.dynamics(x, length * z)
         if self.continuous:
             return F / length / rate, J / rate

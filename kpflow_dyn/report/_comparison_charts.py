@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpflow_dyn._flows.places import said_in
 from kpflow_dyn._learning.comparison import on_one_mode, on_units
 from kpflow_dyn._shown import with_error
 from kpflow_dyn.report._charts import Chart, figure, line, numbers, plain, with_bars
@@ -61,7 +62,7 @@ def _lead(dataset: xr.Dataset) -> list[str]:
             "The next small step of gradient descent would move the outputs of the two in directions with a cosine of "
             f"{step:.2f} (1: both the same way; below 0: against each other)."
         )
-    return [*lead, *(f"{dataset.attrs[name]}." for name in ("steps", "weights") if name in dataset.attrs)]
+    return [*lead, *(f"{one}." for one in said_in(dataset.attrs))]
 
 
 def _now(one: xr.Dataset) -> str:

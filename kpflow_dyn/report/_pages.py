@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kpflow_dyn._flows.places import said_in
 from kpflow_dyn._shown import INVISIBLE, with_error
 from kpflow_dyn.report._analysis_charts import analysis_charts, shares
 from kpflow_dyn.report._comparison_charts import page_of_comparison
@@ -68,7 +69,7 @@ def _of_analysis(dataset: xr.Dataset) -> Page:
             *learning_lead(dataset),
             _learnable(dataset, found),
             _what_the_ntk_is(ode),
-            *(f"{attrs[name]}." for name in ("steps", "weights") if name in attrs),
+            *(f"{one}." for one in said_in(attrs)),
         ),
         warnings=tuple(attrs.get("warnings", "").splitlines()),
         charts=analysis_charts(dataset),
