@@ -56,7 +56,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.mark.parametrize("solver", ["by eigenvectors", "by conjugate gradients"])
 def test_gauss_newton(flow: kp.Flow, solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if solver == "by conjugate gradients":
-        monkeypatch.setattr("kpflow_dyn.learning_rules.CHEAP", 0)
+        monkeypatch.setattr("kpflow_dyn.learning_rules._second_order.CHEAP", 0)
     J = dense(flow.J.T).T
     damping = 0.03 * np.linalg.norm(J, 2) ** 2
     found = dense(rules.gauss_newton(flow, damping))
@@ -74,7 +74,7 @@ def test_gauss_newton_from_the_side_of_fewer_parameters_and_with_a_measure(name:
 
 
 def test_conjugate_gradients_that_do_not_converge_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kpflow_dyn.learning_rules.CHEAP", 0)
+    monkeypatch.setattr("kpflow_dyn.learning_rules._second_order.CHEAP", 0)
     flow = kp.linearize(kp.solve(registry.MODELS["lstm"].problem(True)))
     with pytest.warns(UserWarning, match="raise the damping"):
         rules.gauss_newton(flow, 1e-18).mv(torch.ones(flow.ntk.domain.shape, dtype=torch.float64))
@@ -176,7 +176,7 @@ def test_jax_agrees_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = kp.DiscreteProblem(twin, jnp.asarray(problem.x.numpy()), jnp.asarray(problem.z0.numpy()))
     flows = [kp.linearize(kp.solve(each)) for each in (problem, theirs)]
     q = np.random.default_rng(2).standard_normal((2, *flows[0].ntk.domain.shape))
-    monkeypatch.setattr("kpflow_dyn.learning_rules.CHEAP", 0)
+    monkeypatch.setattr("kpflow_dyn.learning_rules._second_order.CHEAP", 0)
     names, C = ["b", "W"], np.ones((2, 4))
     for of in (
         lambda flow: rules.feedback_alignment(flow, matrices=feedback),

@@ -1,0 +1,22 @@
+"""Learning rules as operators: what each does to the states where the loss has the gradient q = grad_S L.
+
+A rule moves the states by -eta A q + O(eta^2). With J = P B V and K = B V V* B*,
+
+    backpropagation through time    A = P K P* = J J*
+    truncated after k steps         A = P K P_k*
+    in the space of functions       A = P P*
+    Gauss-Newton                    A = J (J* J + damping)^{-1} J*
+    feedback alignment              A = J J_B* = P K P_B*
+
+`kp.alignment` compares them, and they are analysed as any other operator. With a metric M^{-1} = R R* of the flow, J R
+stands for J, and V R for V.
+
+Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (arXiv 2605.08746).
+"""
+
+from kpflow_dyn.learning_rules._backpropagation import bptt, functional_gradient_descent, truncated_bptt
+from kpflow_dyn.learning_rules._feedback import feedback_alignment
+from kpflow_dyn.learning_rules._rule import Rule
+from kpflow_dyn.learning_rules._second_order import gauss_newton
+
+__all__ = ["Rule", "bptt", "feedback_alignment", "functional_gradient_descent", "gauss_newton", "truncated_bptt"]
