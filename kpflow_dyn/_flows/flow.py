@@ -15,6 +15,7 @@ from kpflow_dyn._arrays.complex_numbers import by_name, count
 from kpflow_dyn._elsewhere import FLOW, Named
 from kpflow_dyn._flows.places import at_places, checked_places, places_of, places_of_steps, reaching
 from kpflow_dyn._flows.preconditioner import Block, block_diagonal, chosen_block, for_each_trial, seen_through
+from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._flows.readout import Readout, readout
 from kpflow_dyn._flows.sites import CoreOperator, WeightSite
 from kpflow_dyn._flows.truncation import Truncation, truncation
@@ -183,12 +184,20 @@ class Flow(Named, Shown):
 class Recurrence(Protocol):
     """The steps behind a flow."""
 
+    def flow(self) -> RecurrentFlow:
+        """The flow of all places and parameters, without a metric."""
+        ...
+
     def truncated(self, bases: list[Array | None]) -> RecurrentFlow:
         """The flow with V Q Q^T in the place of each site's variables V, for these Q [d, rank] (None: all)."""
         ...
 
     def fed_back(self, draw: Draw) -> Operator:
         """J^T with other matrices in the backward sweep."""
+        ...
+
+    def propagator(self, draw: Draw) -> Propagator:
+        """P with other matrices."""
         ...
 
 
@@ -201,6 +210,7 @@ class RecurrentFlow(Flow):
         truncation: how far `truncate` cut the core, else None.
     """
 
+    P: Propagator
     recurrence: Recurrence
     truncation: Truncation | None = None
 
@@ -245,7 +255,10 @@ class RecurrentFlow(Flow):
 
     def feedback(self, draw: Draw) -> Operator:
         """R* J*, where errors go back through other matrices; see `kpflow_dyn.learning_rules.feedback_alignment`."""
-        back = self.recurrence.fed_back(draw)
+        return self.gradient(self.recurrence.fed_back(draw))
+
+    def gradient(self, back: Operator) -> Operator:
+        """R* back of the states that count, for a map of the states to changes of all parameters."""
         counted = Operator(self.ntk.domain, back.domain, self.ntk.domain.counted, self.ntk.domain.counted)
         return (back if self.R is None else self.R.T @ back) @ counted
 

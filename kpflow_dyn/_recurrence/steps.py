@@ -34,9 +34,9 @@ class Steps:
 
     def flow(self) -> RecurrentFlow:
         tangent, state = self.tangent, self._space()
-        J, P = jacobian(tangent, state), on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint)
+        J = jacobian(tangent, state)
         return RecurrentFlow(
-            P=Propagator(P, inverse(tangent, state)),
+            P=_propagator(tangent, state),
             J=J,
             ntk=gram_of(J, tangent.gram, apart(tangent, state, tangent.jvp_apart, tangent.vjp_apart)),
             solution=self.solution,
@@ -51,6 +51,9 @@ class Steps:
 
     def fed_back(self, draw: Draw) -> Operator:
         return jacobian(self.tangent.fed_back(draw), self._space()).T
+
+    def propagator(self, draw: Draw) -> Propagator:
+        return _propagator(self.tangent.fed_back(draw), self._space())
 
     def _space(self) -> Space:
         return state_space(self.solution, self.tangent.next_state, self.measure)
@@ -96,6 +99,12 @@ def started(tangent: StepsTangent, sol: Solution, model: Any) -> Tangent:
 def jacobian(tangent: Tangent, state: Space) -> Operator:
     """J."""
     return on_spaces(parameter_space(tangent), state, tangent.jvp, tangent.vjp)
+
+
+def _propagator(tangent: Tangent, state: Space) -> Propagator:
+    """P."""
+    P = on_spaces(state, state, tangent.propagate, tangent.propagate_adjoint)
+    return Propagator(P, inverse(tangent, state))
 
 
 def inverse(tangent: Tangent, state: Space) -> Operator:

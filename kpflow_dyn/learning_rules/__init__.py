@@ -7,6 +7,16 @@ A rule moves the states by -eta A q + O(eta^2). With J = P B V and K = B V V* B*
     in the space of functions       A = P P*
     Gauss-Newton                    A = J (J* J + damping)^{-1} J*
     feedback alignment              A = J J_B* = P K P_B*
+    weight mirrors                  the same, with B -> W from noise
+
+Online rules have an influence matrix E_t = D_t E_{t-1} + B_t V_t that runs forward in time in the place of J:
+
+    real-time recurrent learning    A = J E*, E = J
+    SnAp-k                          A = J E*, entries of E that a parameter reaches within k steps
+    UORO                            A = P K P_U*, E of rank one, J in the mean
+    e-prop                          A = P K P_D*, D_t of each unit's own path
+    RFLO                            A = P K P_D*, D_t a constant decay
+    Duhamel's series                A = P K P_k*, P_k = sum_{j <= k} (P_0 (A - A_0))^j P_0 from a part A_0
 
 `kp.alignment` compares them, and they are analysed as any other operator. With a metric M^{-1} = R R* of the flow, J R
 stands for J, and V R for V.
@@ -15,8 +25,24 @@ Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (
 """
 
 from kpflow_dyn.learning_rules._backpropagation import bptt, functional_gradient_descent, truncated_bptt
-from kpflow_dyn.learning_rules._feedback import feedback_alignment
+from kpflow_dyn.learning_rules._feedback import feedback_alignment, weight_mirror
+from kpflow_dyn.learning_rules._influence import rtrl, snap, uoro
+from kpflow_dyn.learning_rules._online import duhamel, eprop, rflo
 from kpflow_dyn.learning_rules._rule import Rule
 from kpflow_dyn.learning_rules._second_order import gauss_newton
 
-__all__ = ["Rule", "bptt", "feedback_alignment", "functional_gradient_descent", "gauss_newton", "truncated_bptt"]
+__all__ = [
+    "Rule",
+    "bptt",
+    "duhamel",
+    "eprop",
+    "feedback_alignment",
+    "functional_gradient_descent",
+    "gauss_newton",
+    "rflo",
+    "rtrl",
+    "snap",
+    "truncated_bptt",
+    "uoro",
+    "weight_mirror",
+]

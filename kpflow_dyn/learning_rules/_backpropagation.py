@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
-
-from kpflow_dyn._arrays import Array
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._flows.propagator import Propagator
 from kpflow_dyn._spaces.operators import GramOperator, Operator
-from kpflow_dyn.learning_rules._rule import Rule
+from kpflow_dyn.learning_rules._paths import along, check_count, neumann, rule_along, steps_of
 
 
 def bptt(flow: Flow) -> GramOperator:
@@ -46,13 +40,12 @@ def truncated_bptt(flow: Flow, k: int) -> Operator:
     >>> kp.alignment(kp.learning_rules.functional_gradient_descent(flow), flow.ntk).value < 1
     True
     """
-    if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 0:
-        raise ValueError(f"k is {k!r}, expected a number of steps, 0 or more")
-    if not isinstance(flow.P, Propagator) or "time" not in flow.P.domain.axes:
-        raise ValueError("only steps of a recurrence can be counted, and this flow has none; of an ODE take flow.nodal")
+    check_count(k, "k", "steps", 0)
+    flow = steps_of(flow)
     if k >= flow.P.domain.shape[1] - 1:
         return flow.ntk
-    return Rule(flow.ntk.factor, flow.K.factor.T @ _truncated(flow.P, int(k)).T)
+    whole = flow.recurrence.flow().P
+    return rule_along(flow, neumann(whole, along(whole.domain, 0.0), int(k)))
 
 
 def functional_gradient_descent(flow: Flow) -> GramOperator:
@@ -64,19 +57,3 @@ def functional_gradient_descent(flow: Flow) -> GramOperator:
     Example as `truncated_bptt`.
     """
     return GramOperator(flow.P)
-
-
-def _truncated(P: Propagator, k: int) -> Operator:
-    """P_k = 1 + N + ... + N^k for P = (1 - N)^{-1}, at the places that count."""
-
-    def summed(inverse: Operator) -> Callable[[Array], Array]:
-        def apply(q: Array) -> Array:
-            s = q
-            for _ in range(k):
-                s = q + s - inverse.mv(s)
-            return s
-
-        return apply
-
-    forward, backward, counted = summed(P.inv), summed(P.inv.T), P.codomain.counted
-    return Operator(P.domain, P.codomain, lambda q: counted(forward(q)), lambda q: backward(counted(q)))

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, like_numpy, to_numpy
-from kpflow_dyn._flows.flow import Flow, RecurrentFlow
+from kpflow_dyn._flows.flow import Draw, Flow, RecurrentFlow
 from kpflow_dyn._spaces.operators import Operator
+from kpflow_dyn.learning_rules._paths import check_count
 from kpflow_dyn.learning_rules._rule import Rule
 
 
@@ -37,8 +38,6 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
     >>> 0 < kp.alignment(rule, flow.ntk).value < 1
     True
     """
-    if not isinstance(flow, RecurrentFlow):
-        raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")
     rng, known = Random(seed), set()
 
     def draw(name: str, W: Array) -> Array:
@@ -50,8 +49,46 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
             raise ValueError(f"the feedback matrix of {name} has shape {(*B.shape,)}, expected {(*W.shape,)}")
         return like_numpy(np.array(to_numpy(B)), W)
 
-    found = Rule(flow.ntk.factor, flow.feedback(draw))
+    found = _fed_back(flow, draw)
     unknown = sorted(set(matrices or ()) - known)
     if unknown:
         raise ValueError(f"feedback matrices of unknown parameters {unknown}; the matrices are {sorted(known)}")
     return found
+
+
+def weight_mirror(flow: Flow, samples: int = 100, seed: int | Random = 0) -> Operator:
+    """J J_B*, feedback alignment with matrices B that noise through the weights W has shown.
+
+        B = (1 / samples) sum_n (W x_n) x_n^T -> W        x_n ~ N(0, 1)
+
+    Args:
+        flow: of a discrete problem, or `flow.nodal` of an ODE.
+        samples: how many noise vectors x_n, which enter at the last axis of each W; of a d x d matrix
+            |B - W| / |W| is about sqrt((d + 1) / samples).
+        seed: of the noise.
+
+    Raises:
+        ValueError: samples that are not a whole number >= 1, or as `feedback_alignment`.
+    Source: Akrout, Wilson, Humphreys, Lillicrap, Tweed, "Deep learning without weight transport" (2019).
+
+    >>> import torch, kpflow_dyn as kp
+    >>> _ = torch.manual_seed(0)
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
+    >>> found = [kp.alignment(kp.learning_rules.weight_mirror(flow, n), flow.ntk).value for n in (1, 10000)]
+    >>> found[0] < found[1], round(found[1], 2)
+    (True, 1.0)
+    """
+    check_count(samples, "samples", "noise vectors", 1)
+    rng = Random(seed)
+
+    def mirrored(_: str, W: Array) -> Array:
+        x = rng.normal((int(samples), W.shape[-1]), W)
+        return (W @ x.T) @ x / int(samples)
+
+    return _fed_back(flow, mirrored)
+
+
+def _fed_back(flow: Flow, draw: Draw) -> Rule:
+    if not isinstance(flow, RecurrentFlow):
+        raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")
+    return Rule(flow.ntk.factor, flow.feedback(draw))
