@@ -99,7 +99,8 @@ def uoro(flow: Flow, seed: int | Random = 0, rank: int = 1) -> Rule:
     whole = flow.recurrence.flow()
     A, kick, state = jacobians(whole.P), whole.K.factor, whole.P.domain
     trials, times, _ = state.shape
-    check_fits(trials * times * (kick.domain.size + int(rank) * times), state.like, "what kicks each weight")
+    entries = trials * times * (kick.domain.size + int(rank) * times) + times * state.size
+    check_fits(entries, state.like, f"the lengths of the kicks in {trials * times} steps")
     copies = []
     for _ in range(int(rank)):
         signs = np.where(to_numpy(rng.normal(state.shape, state.like)) < 0, -1.0, 1.0)
