@@ -50,6 +50,7 @@ _PUBLIC = {
     "_checkpoint": ["Checkpoint", "load_checkpoint"],
     "_learning.losses": ["accuracy", "cross_entropy", "squared_error"],
     "_learning.comparison": ["Comparison", "compare"],
+    "_learning.similarity": ["Mantel", "Similarities", "similarities", "similarity"],
     "_learning.tracking": ["track"],
     "_learning.recorder": ["Recorder", "Recording"],
     "sweep._sweep": ["Sweep"],
