@@ -24,6 +24,7 @@ _PUBLIC = {
     "_numbers.empirical": ["empirical_ntk"],
     "_numbers.density": ["SpectralDensity", "spectral_density"],
     "_numbers.spectra": ["Modes", "eigenvalues", "eigs", "modes"],
+    "_numbers.features": ["FeatureShares", "feature_shares"],
     "_numbers.singular": ["SingularModes", "svds"],
     "_flows.sites": ["WeightSite"],
     "_problems.problems": ["DiscreteProblem", "FixedPointProblem", "ImplicitProblem", "ODEProblem", "StaticProblem"],
