@@ -6,6 +6,8 @@ A rule moves the states by -eta A q + O(eta^2). With J = P B V and K = B V V* B*
     truncated after k steps         A = P K P_k*
     in the space of functions       A = P P*
     Gauss-Newton                    A = J (J* J + damping)^{-1} J*
+    natural gradient                A = J (J* C* H C J + damping)^{-1} J*
+    Shampoo, Muon                   A = J M^{-1} J*, with an M of the gradient that they see
     feedback alignment              A = J J_B* = P K P_B*
     weight mirrors                  the same, with B -> W from noise
 
@@ -29,7 +31,8 @@ from kpflow_dyn.learning_rules._feedback import feedback_alignment, weight_mirro
 from kpflow_dyn.learning_rules._influence import rtrl, snap, uoro
 from kpflow_dyn.learning_rules._online import duhamel, eprop, rflo
 from kpflow_dyn.learning_rules._rule import Rule
-from kpflow_dyn.learning_rules._second_order import gauss_newton
+from kpflow_dyn.learning_rules._second_order import gauss_newton, natural_gradient
+from kpflow_dyn.learning_rules._updates import muon, shampoo
 
 __all__ = [
     "Rule",
@@ -39,8 +42,11 @@ __all__ = [
     "feedback_alignment",
     "functional_gradient_descent",
     "gauss_newton",
+    "muon",
+    "natural_gradient",
     "rflo",
     "rtrl",
+    "shampoo",
     "snap",
     "truncated_bptt",
     "uoro",
