@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Of = Literal["ntk", "K", "PP", "states"]
 SIMILAR = ("cka", "alignment")  # measures that are 1 of what is the same, the others are distances
-FEW = 9  # distances are printed for so many items
+FEW = 7  # distances are printed for so many items
 
 
 @dataclass(frozen=True, eq=False, repr=False)
