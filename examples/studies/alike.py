@@ -30,18 +30,18 @@ SENSES = {"states": "states", "K": "K", "PP": "P P*", "ntk": "NTK"}
 GOAL = 0.01  # of the loss
 
 
-def network(kind: str, units: int, seed: int) -> tuple[nn.Module, nn.Module]:
+def network(kind: str, units: int, seed: int) -> tuple[nn.Module, nn.Linear]:
     name, gain = KINDS[kind]
     return make_model(name, 3, units, 3, init=Gaussian(gain), seed=seed, dtype="float64")
 
 
-def rolled_out(cell: nn.Module, x: Tensor, units: int) -> Tensor:
-    """The states [trial, time, unit], with a graph for training."""
-    z, states = x.new_zeros(len(x), units), []
+def loss_of(cell: nn.Module, readout: nn.Linear, x: Tensor, target: Tensor) -> Tensor:
+    """The mean squared error, with a graph for training."""
+    z, states = x.new_zeros(len(x), readout.in_features), []
     for now in x.unbind(1):
         z = cell(now, z)
         states.append(z)
-    return torch.stack(states, 1)
+    return (readout(torch.stack(states, 1)) - target).square().mean()
 
 
 def trained(kind: str, units: int, seed: int, steps: int) -> tuple[nn.Module, int, float]:
@@ -50,14 +50,13 @@ def trained(kind: str, units: int, seed: int, steps: int) -> tuple[nn.Module, in
     task = TASK.sample(trials=32, seed=0)
     x, target = torch.from_numpy(task.inputs), torch.from_numpy(task.targets)
     optimizer = torch.optim.Adam([*cell.parameters(), *readout.parameters()], lr=3e-3)
-    for step in range(1, steps + 1):
-        loss = (readout(rolled_out(cell, x, units)) - target).square().mean()
-        if loss < GOAL:
-            break
+    done, loss = 0, loss_of(cell, readout, x, target)
+    while loss > GOAL and done < steps:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return cell, step, loss.item()
+        done, loss = done + 1, loss_of(cell, readout, x, target)
+    return cell, done, loss.item()
 
 
 def study(sizes: tuple[int, ...], seeds: int, steps: int, trials: int) -> dict[str, kp.Similarities]:
