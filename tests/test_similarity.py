@@ -346,3 +346,16 @@ def test_a_folder_of_checkpoints_is_compared_from_the_command_line(tmp_path: Pat
     alone = CliRunner().invoke(app, [*map(str, call), "--out", str(out), "--overwrite", "--loss", "squared_error"])
     assert alone.exit_code == 2
     assert "--loss" in alone.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamical_similarity_is_that_of_its_package() -> None:
+    package = pytest.importorskip("DSA")
+    S, options = [pair()[0].solution.state.detach().numpy(), recording(8)], {"n_delays": 2, "rank": 5}
+    found = kp.similarity(pair()[0], S[1], of="states", measure="dsa", dsa=options)
+    assert found.value == pytest.approx(float(package.DSA(S, **options).fit_score()[0, 1]))
+    assert np.isnan(found.stderr)
+    with pytest.raises(ValueError, match="of='states'"):
+        kp.similarity(*pair(), measure="dsa")
+    with pytest.raises(ValueError, match="options of measure='dsa'"):
+        kp.similarity(*pair(), dsa=options)
