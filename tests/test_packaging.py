@@ -103,7 +103,7 @@ def test_constraints_admit_the_supported_releases(name, admitted, refused):
 
 def test_all_is_every_feature():
     (requirement,) = [Requirement(text) for text in EXTRAS["all"]]
-    developers, large = {"all", "bench", "docs", "test", "lint", "zoo"}, {"arm", "mujoco", "torchode"}
+    developers, large = {"all", "bench", "docs", "test", "lint", "zoo"}, {"arm", "dsa", "mujoco", "torchode"}
     assert requirement.extras == set(EXTRAS) - developers - large  # and those that pin old releases of other packages
 
 

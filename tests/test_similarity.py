@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.linalg import orthogonal_procrustes, sqrtm, subspace_angles
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import kpflow_dyn as kp
+from kpflow_dyn.cli._alike import ALIKE_FILES
+from kpflow_dyn.cli._app import app
 from kpflow_dyn.models import make_model, to_jax
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -320,3 +325,37 @@ def test_what_is_no_network_and_no_recording_is_refused() -> None:
     for other in ("a", np.ones((3, 2))):
         with pytest.raises(TypeError, match=r"array \[trial, time, unit\]"):
             kp.similarity(pair()[0], other, of="states")
+
+
+def test_a_folder_of_checkpoints_is_compared_from_the_command_line(tmp_path: Path) -> None:
+    folder, out = tmp_path / "runs", tmp_path / "out"
+    folder.mkdir()
+    for units in (4, 6, 8, 5):
+        torch.save(cell(units, units).state_dict(), folder / f"gru_{units}.pt")
+    call = ["compare", folder, "--task", "memorypro", "--task-option", "memory=2", "--trials", 2, "--samples", 40]
+    shown = CliRunner().invoke(app, [*map(str, call), "--out", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "4 networks on memorypro" in shown.output.lower()
+    assert "Mantel" in shown.output
+    assert {file.name for file in out.iterdir()} == ALIKE_FILES
+    task = kp.tasks.MemoryPro(memory=2).sample(trials=2, seed=0)
+    flows = [flow_of(cell(units, units), torch.from_numpy(task.inputs)) for units in (4, 5, 6, 8)]
+    with xr.open_dataset(out / "states.nc", engine="h5netcdf") as data:
+        assert data.item.values.tolist() == [f"gru_{units}.pt" for units in (4, 5, 6, 8)]
+        assert np.allclose(data.value, kp.similarities(flows, of="states").values, atol=1e-6)
+    alone = CliRunner().invoke(app, [*map(str, call), "--out", str(out), "--overwrite", "--loss", "squared_error"])
+    assert alone.exit_code == 2
+    assert "--loss" in alone.stderr
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamical_similarity_is_that_of_its_package() -> None:
+    package = pytest.importorskip("DSA")
+    S, options = [pair()[0].solution.state.detach().numpy(), recording(8)], {"n_delays": 2, "rank": 5}
+    found = kp.similarity(pair()[0], S[1], of="states", measure="dsa", dsa=options)
+    assert found.value == pytest.approx(float(package.DSA(S, **options).fit_score()[0, 1]))
+    assert np.isnan(found.stderr)
+    with pytest.raises(ValueError, match="of='states'"):
+        kp.similarity(*pair(), measure="dsa")
+    with pytest.raises(ValueError, match="options of measure='dsa'"):
+        kp.similarity(*pair(), dsa=options)

@@ -118,23 +118,32 @@ def _item(
     mask = states_of(given).mask
     counts = np.ones(space.shape[:-1], bool) if mask is None else mask
     if of == "states":
-        return _of_states(to_numpy(outputs(flow)).astype(float), names, axes, counts)
+        return _of_states(states_in(flow), names, axes, counts)
     keep = [name for name in names if name in axes or (by_trials and name == "trial")]
     return _of_operator(partial_trace(OPERATORS[of](flow), keep, samples, seed), names, axes, counts)
 
 
 def _recording(given: Any, of: str, axes: Axes, masks: Sequence[np.ndarray]) -> Item:
-    try:
-        S = np.asarray(to_numpy(given), float)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise TypeError(f"expected a flow, a readout of one, or an array [trial, time, unit], got {given!r}") from error
-    if S.ndim != len(RECORDED):
-        raise TypeError(f"expected a flow, a readout of one, or an array [trial, time, unit], got {described(given)}")
+    S = states_in(given)
     if of != "states":
         raise ValueError(f"a recording has states alone, and no {of}: take of='states'")
     _check_axes(axes, RECORDED[:-1])
     counts = next((mask for mask in masks if mask.shape == S.shape[:-1]), np.ones(S.shape[:-1], bool))
     return _of_states(S, RECORDED[:-1], axes, counts)
+
+
+def states_in(given: Any) -> np.ndarray:
+    """The states of a flow, or a recording [trial, time, unit]."""
+    if isinstance(given, Flow | Output):
+        return to_numpy(outputs(given)).astype(float)
+    expected = "expected a flow, a readout of one, or an array [trial, time, unit]"
+    try:
+        S = np.asarray(to_numpy(given), float)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise TypeError(f"{expected}, got {given!r}") from error
+    if S.ndim != len(RECORDED):
+        raise TypeError(f"{expected}, got {described(given)}")
+    return S
 
 
 def _check_axes(axes: Axes, names: tuple[str, ...]) -> None:

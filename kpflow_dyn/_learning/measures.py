@@ -54,7 +54,7 @@ def measure_of(name: str, k: int, unbiased: bool) -> Measure:
         "procrustes": Measure(_root, lambda X, Y: 2 * float(np.arcsin(min(_between_roots(X, Y) / 2, 1.0))), 0.0),
     }
     if name not in known:
-        raise ValueError(f"measure is {name!r}, expected one of {', '.join([*known, 'dsa'])}")
+        raise ValueError(f"measure is {name!r}, expected one of {', '.join(known)}")
     if unbiased and name != "cka":
         raise ValueError(f"unbiased is an option of measure='cka', not of {name!r}")
     return known[name]

@@ -11,7 +11,7 @@ order, and that of states for any orthogonal map of the units.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from kpflow_dyn._arrays import Random
-from kpflow_dyn._learning.kernels import Pairs, all_pairs, jackknifed
+from kpflow_dyn._learning.kernels import Pairs, all_pairs, jackknifed, states_in
 from kpflow_dyn._learning.measures import measure_of
 from kpflow_dyn._numbers.reductions import names_of
 from kpflow_dyn._problems.versions import versions_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 Of = Literal["ntk", "K", "PP", "states"]
 SIMILAR = ("cka", "alignment")  # measures that are 1 of what is the same, the others are distances
-FEW = 9  # distances are printed for so many items
+FEW = 7  # distances are printed for so many items
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -164,6 +164,7 @@ def similarity(
     over: Literal["probes", "trials"] = "probes",
     samples: int | None = None,
     seed: int | Random = 0,
+    dsa: Mapping[str, Any] | None = None,
 ) -> Estimate:
     """How alike two networks of any sizes are, or a network and a recording, on common trials and times.
 
@@ -178,6 +179,8 @@ def similarity(
     | "spectrum" | half the summed difference of the eigenvalues, each over their sum | 0 |
     | "bures" | (2 - 2 tr (A^1/2 B A^1/2)^1/2)^1/2, of A and B over their traces | 0 |
     | "procrustes" | 2 arcsin(bures / 2): the angle of the roots X, A = X X^T, once rotated onto each other | 0 |
+
+    "dsa" is Dynamical Similarity Analysis of states, by the package dsa-metric, without an error.
 
     No measure knows the sizes of the two, nor the order of units. Silent units change nothing in states. In ntk they
     count where their weights can learn, and in P P* always, as a kick to a unit stays there.
@@ -194,6 +197,7 @@ def similarity(
             "trials": which trials were drawn, as well.
         samples: as in `partial_trace`, of each kernel.
         seed: an int, or a `Random` to continue.
+        dsa: options of `DSA.DSA` for measure="dsa", such as {"n_delays": 3, "rank": 8}.
 
     Returns:
         the value, whose bias by probes of first order is removed, and its jackknife error.
@@ -213,7 +217,7 @@ def similarity(
     >>> kp.similarity(a, recorded, of="states", measure="procrustes", over="trials").stderr > 0
     True
     """
-    found = _pairs([a, b], of, measure, axes, k, unbiased, over, samples, seed)
+    found = _pairs([a, b], of, measure, axes, k, unbiased, over, samples, seed, dsa)
     return Estimate(float(found.values[0, 1]), float(found.stderr[0, 1]), found.applications, found.method)
 
 
@@ -229,6 +233,7 @@ def similarities(
     over: Literal["probes", "trials"] = "probes",
     samples: int | None = None,
     seed: int | Random = 0,
+    dsa: Mapping[str, Any] | None = None,
 ) -> Similarities:
     """The distances of all pairs of networks and recordings, for a tree of what is like what.
 
@@ -239,7 +244,7 @@ def similarities(
     Args:
         items: at least two, as in `similarity`.
         names: of the items; 1, 2, ... when None.
-        of, measure, axes, k, unbiased, over, samples, seed: as in `similarity`.
+        of, measure, axes, k, unbiased, over, samples, seed, dsa: as in `similarity`.
 
     Raises:
         ValueError: as `similarity`, or fewer than two items, or names that are not as many, or not different.
@@ -255,15 +260,41 @@ def similarities(
     names = [str(1 + i) for i in range(len(items))] if names is None else list(map(str, names))
     if len(items) < 2 or len(names) != len(items) or len(set(names)) < len(names):
         raise ValueError(f"{len(items)} items with names {names}, expected at least two, each with a name of its own")
-    found = _pairs(items, of, measure, axes, k, unbiased, over, samples, seed)
+    found = _pairs(items, of, measure, axes, k, unbiased, over, samples, seed, dsa)
     distance = 1 - found.values if measure in SIMILAR else found.values
     return Similarities(tuple(names), of, measure, names_of(axes), found.values, found.stderr, distance, found.method)
 
 
 def _pairs(
-    items: Sequence[Any], of: str, measure: str, axes: Any, k: int, unbiased: bool, over: str, samples: Any, seed: Any
+    items: Sequence[Any],
+    of: str,
+    measure: str,
+    axes: Any,
+    k: int,
+    unbiased: bool,
+    over: str,
+    samples: Any,
+    seed: Any,
+    dsa: Mapping[str, Any] | None,
 ) -> Pairs:
+    if measure == "dsa":
+        return _by_dsa(items, of, dsa or {})
+    if dsa is not None:
+        raise ValueError(f"dsa holds options of measure='dsa', not of {measure!r}")
     return all_pairs(items, of, measure_of(measure, k, unbiased), names_of(axes), over, samples, seed)
+
+
+def _by_dsa(items: Sequence[Any], of: str, options: Mapping[str, Any]) -> Pairs:
+    """The distances of dsa-metric, of states alone, without errors."""
+    if of != "states":
+        raise ValueError(f"measure='dsa' compares states, not {of!r}: take of='states'")
+    try:
+        from DSA import DSA
+    except ImportError as error:
+        raise ImportError("measure='dsa' needs dsa-metric: pip install 'kpflow-dyn[dsa]'") from error
+    values = np.asarray(DSA([states_in(one) for one in items], **options).fit_score(), float)
+    stderr = np.where(np.eye(len(values)), 0.0, np.nan)
+    return Pairs(values, stderr, "dsa-metric, which gives no errors", 0)
 
 
 def _mantel(a: Similarities, b: Similarities, permutations: int, seed: int) -> Mantel:

@@ -14,6 +14,7 @@ import typer
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
+from kpflow_dyn.cli._alike import ALIKE_FILES, all_distances, few_trials, files_of, names_of, table_of, write_distances
 from kpflow_dyn.cli._checkpoints import Files, checkpoints_in
 from kpflow_dyn.cli._report import PAGE
 from kpflow_dyn.cli._sources import (
@@ -97,8 +98,10 @@ def track(
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(help="A checkpoint, as `analyze` takes it.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(help="Two checkpoints, as `analyze` takes them; or more of them, or a folder, for all pairs."),
+    ],
     task: given.OnTask,
     task_option: given.TaskOption = None,
     model: given.Model = None,
@@ -112,6 +115,10 @@ def compare(
     seed: given.Seed = 0,
     modes: Annotated[int, given.of_numbers(help="Leading modes of the NTKs to compare.", min=1)] = 8,
     samples: given.Samples = 120,
+    measure: Annotated[
+        str,
+        given.of_numbers(help="Of more than two: cka, alignment, angles, spectrum, bures or procrustes."),
+    ] = "cka",
     all_steps: given.AllSteps = False,
     carry_state: given.CarryState = False,
     loss: given.LossOfTask = None,
@@ -127,13 +134,22 @@ def compare(
     nothing for networks from different seeds.
 
     It writes a page, comparison.json, .nc, .txt and .png.
+
+    Of more than two, or of a folder, it compares all pairs on common trials and times, whatever their numbers of units:
+    their states, their NTKs and their P P*. It writes a tree and a distance matrix of each, and distances.txt.
     """
     with plain_errors(debug):
         given.check_learning(loss)
         limit_threads(threads)
-        check_folder(out, COMPARISON_FILES, overwrite)
-        first = Network(a, model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
+        check_folder(out, COMPARISON_FILES | ALIKE_FILES, overwrite)
+        files = files_of(checkpoints)
+        first = Network(files[0], model, task, prefix, readout, nonlinearity, trials, dtype, key, alpha)
         first = dataclasses.replace(first, task_options=given.task_options(task_option), carry_state=carry_state)
+        if len(files) > 2 or checkpoints[0].is_dir():
+            if model_b is not None or loss is not None:
+                raise ValueError("--model-b and --loss compare two files; all pairs of more are compared by kernels")
+            return _compare_all(files, few_trials(first), measure, modes, samples, seed, all_steps, out)
+        a, b = files
         sources = first, dataclasses.replace(first, checkpoint=b, model=model_b or model)
         with stages() as progress, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -150,6 +166,30 @@ def compare(
         typer.echo(said)
         print_notes(warned)
         typer.echo(f"The page: {out.absolute() / 'index.html'}")
+
+
+def _compare_all(
+    files: Sequence[Path], first: Network, measure: str, k: int, samples: int, seed: int, all_steps: bool, out: Path
+) -> None:
+    """Distances of all pairs of networks."""
+    from kpflow_dyn._learning.measures import measure_of
+
+    measure_of(measure, k, False)  # raises before the work
+    with stages() as progress, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        progress("running and linearising", 0, None)
+        every = [_linearised(dataclasses.replace(first, checkpoint=file), seed, None, all_steps) for file in files]
+        progress("comparing all pairs", 0, None)
+        flows, names = [one.flow for one in every], names_of(files)
+        found = all_distances(flows, names, measure, k=k, samples=samples, seed=seed)
+    trials, times, _units = flows[0].ntk.domain.shape
+    on = f"{len(files)} networks on {every[0].data.name}, {trials} trials x {times} times"
+    said = "\n".join([on, table_of(found), *every[0].on_mask.values()])
+    with new_folder(out) as folder:
+        write_distances(found, {"title": on, "seed": seed, "samples": samples}, said, folder)
+    typer.echo(said)
+    print_notes(notes(caught))
+    typer.echo(f"Trees and tables: {out.absolute()}")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

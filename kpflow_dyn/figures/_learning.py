@@ -153,9 +153,8 @@ def similarities(found: Similarities) -> Figure:
     tree.set(ylabel="Distance", xticks=[], xlim=(0, 10 * count))
     tree.grid(False)
     image = map_.imshow(found.distance[np.ix_(order, order)], aspect="auto", cmap="cividis_r", vmin=0)
-    names = [found.names[i] for i in order]
-    map_.set_yticks(range(count), names)
-    map_.set_xticks(range(count), names, rotation=90)
+    map_.set_yticks(range(count), [found.names[i] for i in order])
+    map_.set_xticks([])
     map_.grid(False)
     figure.colorbar(image, ax=(tree, map_), label=f"Distance: {found.measure} of {found.of}")
     return figure
