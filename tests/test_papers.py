@@ -27,7 +27,8 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
 
 
 @pytest.mark.parametrize(
-    "name", ["misdirection.py", "residual_mlps.py", "input_target_dimensions.py", "noisy_starts.py"]
+    "name",
+    ["attention_token_rank.py", "misdirection.py", "residual_mlps.py", "input_target_dimensions.py", "noisy_starts.py"],
 )
 def test_a_quick_run_saves_settings_claims_and_command(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
