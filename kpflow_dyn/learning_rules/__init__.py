@@ -6,6 +6,8 @@ A rule moves the states by -eta A q + O(eta^2). With J = P B V and K = B V V* B*
     truncated after k steps         A = P K P_k*
     in the space of functions       A = P P*
     Gauss-Newton                    A = J (J* J + damping)^{-1} J*
+    natural gradient                A = J (J* C* H C J + damping)^{-1} J*
+    Shampoo, Muon                   A = J M^{-1} J*, with an M of the gradient that they see
     feedback alignment              A = J J_B* = P K P_B*
 
 `kp.alignment` compares them, and they are analysed as any other operator. With a metric M^{-1} = R R* of the flow, J R
@@ -17,6 +19,17 @@ Source: Hazelden, Driscoll, Shlizerman, Shea-Brown, "The Global Empirical NTK" (
 from kpflow_dyn.learning_rules._backpropagation import bptt, functional_gradient_descent, truncated_bptt
 from kpflow_dyn.learning_rules._feedback import feedback_alignment
 from kpflow_dyn.learning_rules._rule import Rule
-from kpflow_dyn.learning_rules._second_order import gauss_newton
+from kpflow_dyn.learning_rules._second_order import gauss_newton, natural_gradient
+from kpflow_dyn.learning_rules._updates import muon, shampoo
 
-__all__ = ["Rule", "bptt", "feedback_alignment", "functional_gradient_descent", "gauss_newton", "truncated_bptt"]
+__all__ = [
+    "Rule",
+    "bptt",
+    "feedback_alignment",
+    "functional_gradient_descent",
+    "gauss_newton",
+    "muon",
+    "natural_gradient",
+    "shampoo",
+    "truncated_bptt",
+]
