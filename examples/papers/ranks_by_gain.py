@@ -1,6 +1,6 @@
 """Effective ranks of K, P and the NTK of recurrent networks by the gain of their weights. A few minutes.
 
-    python examples/papers/ranks_by_gain.py --out gains.png
+    python examples/papers/ranks_by_gain.py --out gains.png    # --full: the authors' sizes, half an hour
 
 Expected: K = B (V V^T (x) I) B* is known from a forward pass (arXiv 2605.08746); of a leaky-current network B is the
 leak a alone, so that all eigenvalues of K are a^2 times those of V^T V, each once for every unit. K is of low rank, P
@@ -13,26 +13,49 @@ and more, as V fills with the activity of all units, while that of P falls to th
 
 Networks have 256 units and recurrent weights N(0, g^2 / 256), other weights as torch draws them; they see 20 trials of
 MemoryPro. Ranks are those of K and of the NTK on all trials, times and units, and of P P*.
+Theirs (effrank_verify_math, simplicity_bias): 256 units, torch's recurrent weights U(-1/16, 1/16) times 0 to 3 for
+nn.RNN (20 values) and 0 to 10 for nn.GRU (10 values), 20 trials of 90 steps, 100 samples. `--full` takes all of these;
+g is then the standard deviation of their weights times 16, 0.58 of the factor.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from study import Claim, begin
 from torch import nn
 
 import kpflow_dyn as kp
 from kpflow_dyn.figures import SERIES
 from kpflow_dyn.models import CTRNNCell
 
-UNITS, SAMPLES, LEAK = 256, 40, 0.2
-CELLS = {"RNN": (nn.RNNCell, np.linspace(0, 3, 13)), "GRU": (nn.GRUCell, np.linspace(0, 10, 11))}
+UNITS, LEAK = 256, 0.2
+CELLS = {"RNN": nn.RNNCell, "GRU": nn.GRUCell}
 NAMES = ("core", "K", "P", "NTK")
+UNIFORM = 3**-0.5  # the standard deviation of torch's weights, times the root of the number of units
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Gains [cell], and whether weights are uniform or normal; both have the variance g^2 / units."""
+
+    trials: int
+    samples: int
+    gains: tuple[tuple[float, ...], tuple[float, ...]]
+    uniform: bool
+
+
+def even(last: float, count: int) -> tuple[float, ...]:
+    return tuple(np.linspace(0, last, count).tolist())
+
+
+QUICK = Setting(1, 40, (even(2.5, 2), even(10, 2)), uniform=False)
+OURS = Setting(8, 40, (even(3, 7), even(10, 6)), uniform=False)
+AUTHORS = Setting(20, 100, (even(3 * UNIFORM, 20), even(10 * UNIFORM, 10)), uniform=True)
 
 
 def linearized(cell: nn.Module, trials: int) -> kp.Flow:
@@ -49,28 +72,34 @@ def spectra(gain: float) -> tuple[np.ndarray, np.ndarray]:
     return LEAK**2 * known, kp.eigenvalues(flow.K).numpy()[: len(known)]
 
 
-def ranks(make: type[nn.Module], gain: float, trials: int) -> list[kp.Estimate]:
+def ranks(make: type[nn.Module], gain: float, setting: Setting) -> list[kp.Estimate]:
     """Effective ranks, exact from V alone for the core and estimated for K, P and the NTK."""
     torch.manual_seed(0)
     cell = make(3, UNITS)
-    nn.init.normal_(cell.get_parameter("weight_hh"), 0, gain / UNITS**0.5)
-    flow = linearized(cell, trials)
-    estimates = [kp.effective_rank(op, samples=SAMPLES) for op in (flow.K, flow.P, flow.ntk)]
+    weights, size = cell.get_parameter("weight_hh"), gain / UNITS**0.5
+    if setting.uniform:
+        nn.init.uniform_(weights, -size / UNIFORM, size / UNIFORM)
+    else:
+        nn.init.normal_(weights, 0, size)
+    flow = linearized(cell, setting.trials)
+    estimates = [kp.effective_rank(op, samples=setting.samples) for op in (flow.K, flow.P, flow.ntk)]
     return [kp.effective_rank(flow.core), *estimates]
 
 
-def sweep(name: str, gains: np.ndarray, trials: int) -> np.ndarray:
+def sweep(name: str, gains: tuple[float, ...], setting: Setting) -> np.ndarray:
     """Ranks [gain, name], printed."""
     found = []
     print(f"\n{name}: effective ranks (+- standard error)\ngain", *(f"{column:>16}" for column in NAMES))
     for gain in gains:
-        each = ranks(CELLS[name][0], gain, trials)
+        each = ranks(CELLS[name], gain, setting)
         found.append([float(rank) for rank in each])
         print(f"{gain:4.2f}", *(f"{rank.value:10.1f} +- {rank.stderr:2.0f}" for rank in each), flush=True)
     return np.array(found)
 
 
-def draw(path: Path, known: np.ndarray, found: np.ndarray, sweeps: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+def draw(
+    path: Path, known: np.ndarray, found: np.ndarray, sweeps: dict[str, tuple[tuple[float, ...], np.ndarray]]
+) -> None:
     """The two spectra, and ranks [gain, name] of each network by gain."""
     figure = Figure(figsize=(9.6, 3.5), layout="constrained")
     left, *panels = figure.subplots(1, 1 + len(sweeps))
@@ -87,31 +116,35 @@ def draw(path: Path, known: np.ndarray, found: np.ndarray, sweeps: dict[str, tup
     figure.savefig(path, dpi=150)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Effective ranks of K, P and the NTK by the gain of the weights.")
-    parser.add_argument("--out", type=Path, help="PNG to write; by default gains.png in a new temporary folder")
-    parser.add_argument("--quick", action="store_true", help="the outermost gains and one trial, to see that it runs")
-    parser.add_argument("--full", action="store_true", help="20 trials and twice as many gains, ten minutes")
-    options = parser.parse_args()
-    out = options.out or Path(tempfile.mkdtemp()) / "gains.png"
+def claims_of(name: str, table: np.ndarray) -> list[Claim]:
+    """Of ranks [gain, name]."""
+    (_, low_k, low_p, _), (_, high_k, high_p, _) = table[[0, -1]]
+    above = (table[:, 3] / table[:, 1:3].min(1)).max()
+    return [
+        Claim(
+            f"{name}: K is of lower rank than P, at all gains",
+            f"K {low_k:.0f}, P {low_p:.0f} at the smallest gain; K {high_k:.0f}, P {high_p:.0f} at the largest",
+            bool((table[:, 1] < table[:, 2]).all()),
+        ),
+        Claim(
+            f"{name}: the NTK's rank is at most that of K",
+            f"at most {(table[:, 3] / table[:, 1]).max():.2f} of it, and {above:.2f} of the smaller of K and P",
+            bool((table[:, 3] < 1.05 * table[:, 1]).all()),
+        ),
+    ]
 
+
+def main() -> None:
+    study = begin("Effective ranks of K, P and the NTK by gain.", "gains.png", quick=QUICK, ours=OURS, authors=AUTHORS)
+    setting = study.setting
     known, found = spectra(1.5)
-    print(f"all eigenvalues of K from V alone: expected to round-off, found to {np.abs(known / found - 1).max():.1e}")
-    np.testing.assert_allclose(found, known, rtol=1e-8, atol=1e-12 * known[0])
-    trials, every = (1, 10) if options.quick else (20, 1) if options.full else (8, 2)
-    grids = {name: gains[::every] for name, (_, gains) in CELLS.items()}
-    sweeps = {name: (gains, sweep(name, gains, trials)) for name, gains in grids.items()}
-    for name, (_, table) in sweeps.items():
-        low, high = table[0], table[-1]
-        print(
-            f"\n{name}: K {low[1]:.0f}, P {low[2]:.0f} at the smallest gain, as expected; {high[1]:.0f}, {high[2]:.0f}",
-            end=" ",
-        )
-        print(f"at the largest; NTK at most {(table[:, 3] / table[:, 1:3].min(1)).max():.2f} of the smaller of the two")
-        assert low[2] > low[1]
-        assert (table[:, 3] < 1.05 * table[:, 1:3].min(1)).all()
-    draw(out, known, found, sweeps)
-    print(f"wrote {out}")
+    off = float(np.abs(known / found - 1).max())
+    claims = [Claim("all eigenvalues of K follow from V alone, to 1e-8", f"to {off:.1e}", off < 1e-8)]
+    sweeps = {n: (gains, sweep(n, gains, setting)) for n, gains in zip(CELLS, setting.gains, strict=True)}
+    claims += [claim for name, (_, table) in sweeps.items() for claim in claims_of(name, table)]
+    draw(study.out, known, found, sweeps)
+    numbers = {name: {"gains": gains, "ranks": table} for name, (gains, table) in sweeps.items()}
+    study.finish(claims, {"operators": NAMES, **numbers})
 
 
 if __name__ == "__main__":
