@@ -20,16 +20,21 @@ from kpflow_dyn.learning_rules._backpropagation import bptt, functional_gradient
 from kpflow_dyn.learning_rules._feedback import feedback_alignment
 from kpflow_dyn.learning_rules._rule import Rule
 from kpflow_dyn.learning_rules._second_order import gauss_newton, natural_gradient
+from kpflow_dyn.learning_rules._table import RuleTable, compare
+from kpflow_dyn.learning_rules._training import train
 from kpflow_dyn.learning_rules._updates import muon, shampoo
 
 __all__ = [
     "Rule",
+    "RuleTable",
     "bptt",
+    "compare",
     "feedback_alignment",
     "functional_gradient_descent",
     "gauss_newton",
     "muon",
     "natural_gradient",
     "shampoo",
+    "train",
     "truncated_bptt",
 ]
