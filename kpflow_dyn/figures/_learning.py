@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._learning.descent import GradientFlow
     from kpflow_dyn._learning.forecasting import Forecast
     from kpflow_dyn._learning.self_reference import SelfReference
+    from kpflow_dyn._learning.similarity import Similarities
     from kpflow_dyn.learning_rules._table import RuleTable
 
 
@@ -140,6 +141,25 @@ def comparison(found: Comparison) -> Figure:
         values.plot(1 + np.arange(len(modes.values)), to_numpy(modes.values), marker=marker, markersize=5, label=name)
     values.set(xlabel="Rank of the eigenvalue", ylabel=kind, yscale="log", xticks=numbers)
     values.legend()
+    return figure
+
+
+@styled
+def similarities(found: Similarities) -> Figure:
+    """The tree of some networks and recordings by their average distance, and all distances in its order."""
+    from scipy.cluster.hierarchy import dendrogram
+
+    count, order = len(found.names), found.order
+    figure, (tree, map_) = new_figure(2.2 + max(0.24 * count, 2.0), 2, (1.3, max(0.24 * count, 2.0)))
+    dendrogram(found.linkage, ax=tree, no_labels=True, color_threshold=0, above_threshold_color=series()[0])
+    tree.set(ylabel="Distance", xticks=[], xlim=(0, 10 * count))
+    tree.grid(False)
+    image = map_.imshow(found.distance[np.ix_(order, order)], aspect="auto", cmap="cividis_r", vmin=0)
+    names = [found.names[i] for i in order]
+    map_.set_yticks(range(count), names)
+    map_.set_xticks(range(count), names, rotation=90)
+    map_.grid(False)
+    figure.colorbar(image, ax=(tree, map_), label=f"Distance: {found.measure} of {found.of}")
     return figure
 
 
