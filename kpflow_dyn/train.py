@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kpflow_dyn._arrays import Array
 from kpflow_dyn._backend import BACKENDS, backend_of
 from kpflow_dyn._learning.descent import optimizer_of
 from kpflow_dyn._learning.losses import Loss, OutputLoss, default_loss, loss_of_targets
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 __all__ = ["Training", "fit"]
+
+Gradient = Callable[[Any, Any, Array, Any, OutputLoss], Mapping[str, Array]]
+"""(model, readout, inputs, numbers of the trials, loss of outputs) -> by name what stands for the gradient."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,6 +134,43 @@ def fit(
     >>> len(training.losses), bool(training.losses[-1] < training.losses[0])
     (51, True)
     """
+    return trained(
+        model,
+        task,
+        readout,
+        steps=steps,
+        lr=lr,
+        optimizer=optimizer,
+        clip=clip,
+        stop_below=stop_below,
+        batch=batch,
+        loss=loss,
+        record=record,
+        z0=z0,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def trained(
+    model: Any,
+    task: TaskData,
+    readout: Any,
+    *,
+    steps: int,
+    lr: float,
+    optimizer: str | Callable[..., Any] = "sgd",
+    clip: float | None = None,
+    stop_below: float | None = None,
+    batch: int | None = None,
+    loss: Loss | None = None,
+    record: Callable[..., Any] | None = None,
+    z0: Any = None,
+    seed: int = 0,
+    progress: bool = False,
+    gradient: Gradient | None = None,
+) -> Training:
+    """`fit`, where `gradient` gives what stands in the place of the gradient of the model's parameters."""
     of_outputs = _loss(task, loss, readout)
     _check_start(model, z0)
     lr, clip = plain(lr), plain(clip)
@@ -148,6 +189,10 @@ def fit(
                 record(step, trainee.model, now, readout=trainee.readout)
             if step == steps or not math.isfinite(now) or (stop_below is not None and now < stop_below):
                 break
+            if gradient is not None:
+                x, target, mask = trainee.rows(trials)
+                of_batch = replace(of_outputs, target=target, mask=mask)
+                trainee.follow(gradient(trainee.model, trainee.readout, x, trials, of_batch))
             trainee.step()
     right = np.array(hits) if hits else None
     return Training(trainee.model, trainee.readout, np.array(losses), _converged(losses), right)
@@ -157,7 +202,7 @@ def _check_start(model: Any, z0: Any) -> None:
     if (backend := backend_of(model)) is not None and backend.models.carries_gradient(z0):
         warnings.warn(
             StartWarning("z0 carries a gradient, and fit trains the model and the readout alone; pass z0.detach()"),
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -223,6 +268,6 @@ def _converged(losses: list[float]) -> bool:
     finite = math.isfinite(losses[-1])
     if not finite:
         warnings.warn(
-            f"the loss was {losses[-1]} after {len(losses) - 1} steps; take a smaller lr, or clip", stacklevel=3
+            f"the loss was {losses[-1]} after {len(losses) - 1} steps; take a smaller lr, or clip", stacklevel=4
         )
     return finite

@@ -1,6 +1,6 @@
 """A JAX model and its readout in training, each step giving new ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from kpflow_dyn._jax.cells import Step, as_step
-from kpflow_dyn._jax.checks import check_parameters, named_parameters
+from kpflow_dyn._jax.checks import check_parameters, named_parameters, with_parameters
 from kpflow_dyn._jax.optimisers import OPTIMIZERS, Rule, by_one_gradient, learning_rates, made
 from kpflow_dyn._jax.rollout import check_step, run
 
@@ -48,10 +48,18 @@ class Trainee:
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
-        rows = [array[trials] for array in (*self._data, self._start)]
+        rows = [*self.rows(trials), self._start[trials]]
         models = (self.model, self.readout)
         (loss, self.output), self._gradient = _loss_and_gradient(models, self._loss, self._step, self._read, *rows)
         return float(loss)
+
+    def rows(self, trials: np.ndarray | slice) -> list[jax.Array]:
+        """Inputs, targets and mask of these trials."""
+        return [array[trials] for array in self._data]
+
+    def follow(self, gradient: Mapping[str, jax.Array]) -> None:
+        """Put this in the place of the gradient of the model's parameters, by name."""
+        self._gradient = with_parameters(self._gradient[0], dict(gradient)), self._gradient[1]
 
     def step(self) -> None:
         """Change the parameters by the optimiser's step."""

@@ -1,6 +1,6 @@
 """A torch model and its readout in training, in place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,12 +44,22 @@ class Trainee:
 
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
-        x, targets, mask = (array[trials] for array in self._data)
+        x, targets, mask = self.rows(trials)
         output = self.readout(self._states(x, self._start[trials]))
         loss, self.output = self._loss(output, targets, mask), output.detach()
         self._optimizer.zero_grad()
         loss.backward()
         return loss.item()
+
+    def rows(self, trials: np.ndarray | slice) -> list[Tensor]:
+        """Inputs, targets and mask of these trials."""
+        return [array[trials] for array in self._data]
+
+    def follow(self, gradient: Mapping[str, Tensor]) -> None:
+        """Put this in the place of the gradient of the model's parameters, by name."""
+        known = dict(self.model.named_parameters())
+        for name, value in gradient.items():
+            known[name].grad = value.to(known[name].dtype)
 
     def step(self) -> None:
         """Change the parameters by the optimiser's step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._learning.forecasting import Forecast
     from kpflow_dyn._learning.self_reference import SelfReference
     from kpflow_dyn._learning.similarity import Similarities
+    from kpflow_dyn.learning_rules._table import RuleTable
 
 
 @styled
@@ -176,6 +178,35 @@ def self_reference(found: SelfReference) -> Figure:
         axes.set(ylim=(0, 1.05), ylabel="Share", title=change)
     panels[-1].set_xlabel(f"Directions of {' x '.join(found.axes)}")
     figure.legend(*panels[-1].get_legend_handles_labels(), ncols=2, loc="outside lower center")
+    return figure
+
+
+@styled
+def rules(found: RuleTable) -> Figure:
+    """Of each learning rule cosines to backpropagation and ranks, and how much it keeps of the temporal modes."""
+    count, names = len(found.rules), [textwrap.fill(name.replace("_", " "), 18) for name in found.rules]
+    figure, (cosines, ranks, map_) = new_figure(1.6 + 0.95 * count, rows=3)
+    places, colors = np.arange(count), series()
+    pairs = (
+        (cosines, {"operator": found.alignment, "step": found.step}, "Cosine to backpropagation"),
+        (ranks, {"of the operator": found.rank, "temporal": found.temporal_rank}, "Effective rank"),
+    )
+    for axes, numbers, label in pairs:
+        for shift, (name, values), color in zip((-0.2, 0.2), numbers.items(), colors, strict=False):
+            axes.barh(places + shift, values, height=0.36, color=color, label=name)
+        axes.set(yticks=places, yticklabels=names, ylim=(count - 0.4, -0.6), xlabel=label)
+        axes.grid(axis="y", visible=False)
+        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    ranks.set(xscale="log", xlim=(0.8, None))
+    shown = {"cmap": diverging(), "vmin": 0, "vmax": 2, "aspect": "auto", "interpolation": "none"}
+    map_.imshow(found.kept, **shown)
+    for (rule, mode), kept in np.ndenumerate(found.kept):
+        told = f"{kept:.1f}" if abs(kept) < 9.95 else f"{kept:.0f}"
+        color = map_.get_facecolor() if abs(kept - 1) > 0.6 else map_.xaxis.label.get_color()
+        map_.text(mode, rule, told, ha="center", va="center", size="x-small", color=color)
+    map_.set(yticks=places, yticklabels=names, xlabel="Temporal mode of the NTK", title="Kept (1: as backpropagation)")
+    map_.set_xticks(range(len(found.share)), 1 + np.arange(len(found.share)))
+    map_.grid(visible=False)
     return figure
 
 

@@ -32,11 +32,15 @@ from kpflow_dyn.learning_rules._influence import rtrl, snap, uoro
 from kpflow_dyn.learning_rules._online import duhamel, eprop, rflo
 from kpflow_dyn.learning_rules._rule import Rule
 from kpflow_dyn.learning_rules._second_order import gauss_newton, natural_gradient
+from kpflow_dyn.learning_rules._table import RuleTable, compare
+from kpflow_dyn.learning_rules._training import train
 from kpflow_dyn.learning_rules._updates import muon, shampoo
 
 __all__ = [
     "Rule",
+    "RuleTable",
     "bptt",
+    "compare",
     "duhamel",
     "eprop",
     "feedback_alignment",
@@ -48,6 +52,7 @@ __all__ = [
     "rtrl",
     "shampoo",
     "snap",
+    "train",
     "truncated_bptt",
     "uoro",
     "weight_mirror",

@@ -1,0 +1,207 @@
+"""All learning rules of one network beside backpropagation through time, as a table."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from kpflow_dyn._arrays import Array, Random, to_numpy
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._learning.losses import Loss, default_loss, output_loss
+from kpflow_dyn._numbers.estimate import alignment, effective_rank
+from kpflow_dyn._numbers.reductions import partial_trace
+from kpflow_dyn._numbers.spectra import eigs
+from kpflow_dyn._shown import Row, Shown, plural, type_name
+from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._spaces.rows import euclidean_matrix
+from kpflow_dyn.learning_rules._known import RULES, MakeRule, rule_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+DAMPING = 0.01  # of the largest eigenvalue of the ntk, for the rules that take one
+
+Given = Operator | MakeRule | str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RuleTable(Shown):
+    """Learning rules of one flow beside backpropagation through time, each an operator A on the states.
+
+    Attributes:
+        rules: their names [rule].
+        alignment: cos(A, ntk) [rule], and its standard error, `alignment_stderr`.
+        step: cos(A q, ntk q) [rule], of the steps for the actual gradient q.
+        rank: the effective rank of A A* [rule], the same for rules that are symmetric and those that are not.
+        temporal_rank: that of T T* [rule], with T [time, time] the partial trace of A over trials and units.
+        kept: [rule, mode], of each temporal mode u of the ntk how much of the rule's movement it has, over how much of
+            that of the ntk it has: 1 where the rule moves errors with this time course as backpropagation does, 0 where
+            it loses them, negative where it moves them the wrong way. It is
+
+                s(A, u) / s(ntk, u),    s(A, u) = <u, T u> / sum |<u_i, T u_i>| over all temporal modes u_i
+
+        share: s(ntk, u) [mode] itself: how much of backpropagation's movement has this time course.
+        modes: the temporal modes u of the ntk, [mode, time].
+        times: of the states [time].
+        left_out: by name why a rule cannot be had of this flow.
+
+    Example as `compare`.
+    """
+
+    rules: list[str]
+    alignment: np.ndarray
+    alignment_stderr: np.ndarray
+    step: np.ndarray
+    rank: np.ndarray
+    temporal_rank: np.ndarray
+    kept: np.ndarray
+    share: np.ndarray
+    modes: np.ndarray
+    times: np.ndarray
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def _shown(self) -> tuple[str, list[Row]]:
+        wide = max(map(len, self.rules))
+        rows: list[Row] = [f"{'':{wide}}  cos to BPTT  cos of step    rank  temporal  kept of temporal modes 1, 2, ..."]
+        for n, name in enumerate(self.rules):
+            numbers = (
+                f"{self.alignment[n]:11.3f}  {self.step[n]:11.3f}  {self.rank[n]:6.3g}  {self.temporal_rank[n]:8.3g}"
+            )
+            rows.append(f"{name:{wide}}  {numbers}  {' '.join(f'{kept:.2f}' for kept in self.kept[n, :4])}")
+        rows += [f"not of this flow: {', '.join(self.left_out)}"] if self.left_out else []
+        return f"{plural(len(self.rules), 'learning rule')} beside backpropagation through time", rows
+
+    def to_xarray(self) -> xr.Dataset:
+        """A dataset of the numbers, by "rule", "mode" and "time"."""
+        import xarray as xr
+
+        of_rules = ("alignment", "alignment_stderr", "step", "rank", "temporal_rank")
+        data: dict[str, Any] = {name: ("rule", getattr(self, name)) for name in of_rules}
+        data |= {"kept": (("rule", "mode"), self.kept), "share": ("mode", self.share)}
+        data |= {"modes": (("mode", "time"), self.modes)}
+        coords = {"rule": self.rules, "mode": 1 + np.arange(len(self.share)), "time": self.times}
+        return xr.Dataset(data, coords, {"left_out": list(self.left_out)})
+
+    def plot(self, dark: bool = False) -> Figure:
+        """Cosines and ranks of the rules as bars, and which temporal modes they keep as a map."""
+        from kpflow_dyn.figures import _learning as figures
+
+        return figures.rules(self, dark=dark)
+
+
+def compare(
+    flow: Flow,
+    target: Any = None,
+    readout: Any = None,
+    *,
+    loss: Loss | None = None,
+    mask: Any = None,
+    rules: Iterable[str | MakeRule] | Mapping[str, Given] | None = None,
+    k: int = 8,
+    samples: int | None = None,
+    seed: int = 0,
+) -> RuleTable:
+    """How near each learning rule is to backpropagation through time on this network, and which time courses it loses.
+
+    Args:
+        flow: what `linearize` gives; of an ODE take `flow.nodal` for the rules that count steps.
+        target: of the outputs, for the gradient q of the loss in the states; q is drawn from a normal distribution when
+            None.
+        readout: C of the outputs, as in `Flow.output`; None where the states are the outputs.
+        loss, mask: of the target, as in `forecast`; by default that which fits the target.
+        rules: names of `kp.learning_rules` and functions flow -> rule, or by a name of yours also operators. All known
+            rules when None, with k = 1 where they count steps, and where they take a damping 0.01 of the largest
+            eigenvalue of the ntk; those that are not of this kind of flow are listed in `left_out`.
+        k: how many temporal modes.
+        samples: how many applications of each rule to spend on each number; exact where it is cheap when None.
+        seed: of rules and estimates.
+
+    Raises:
+        TypeError, ValueError: no flow, an unknown rule, a target that does not fit, or states without time.
+    Source: docs/theory.md, "Learning rules and optimisers".
+
+    >>> import torch, kpflow_dyn as kp
+    >>> _ = torch.manual_seed(0)
+    >>> flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 8), torch.randn(2, 6, 3))))
+    >>> table = kp.learning_rules.compare(flow, rules=["bptt", "truncated_bptt", "muon"], k=3)
+    >>> table.rules, table.kept[0], bool(table.alignment[1] < 1)
+    (['bptt', 'truncated_bptt', 'muon'], array([1., 1., 1.]), True)
+    """
+    if not isinstance(flow, Flow):
+        raise TypeError(f"got {type_name(flow)}, expected a Flow, as kp.linearize makes it")
+    if "time" not in flow.ntk.domain.axes:
+        raise ValueError(f"the states {flow.ntk.domain} have no axis of time; take a flow of states over time")
+    q = _gradient(flow, target, readout, loss, mask, seed)
+    operators, left_out = _operators(flow, rules, q, readout, seed)
+    time = partial_trace(flow.ntk, "time", samples, seed)
+    T = to_numpy(euclidean_matrix(time))
+    values, vectors = np.linalg.eigh((T + T.T) / 2)
+    k, vectors = min(k, len(values)), vectors[:, ::-1]
+    step = flow.ntk.mv(q)
+    found = [_numbers_of(rule, flow.ntk, q, step, vectors, samples, seed) for rule in operators.values()]
+    cosine, stderr, of_step, rank, temporal, shares = (np.array(each) for each in zip(*found, strict=True))
+    own = values[::-1].clip(0) / values.clip(0).sum()
+    kept = shares[:, :k] / np.maximum(own[:k], np.finfo(float).tiny)
+    times = flow.ntk.domain.times
+    on_time = np.arange(len(values)) if times is None else to_numpy(times)
+    names, modes = list(operators), vectors.T[:k]
+    return RuleTable(names, cosine, stderr, of_step, rank, temporal, kept, own[:k], modes, on_time, left_out)
+
+
+def _gradient(flow: Flow, target: Any, readout: Any, loss: Loss | None, mask: Any, seed: int) -> Array:
+    """q, the gradient of the loss in the states."""
+    if target is None:
+        return flow.ntk.domain.normal(1, Random(seed))[0]
+    read = None if readout is None else flow.output(readout)
+    y = flow.solution.state if read is None else read.values
+    chosen = output_loss(loss or default_loss(target, y.shape), target, mask, y)
+    (error,) = flow.solution.problem.backend.transforms.vjp(chosen, y)[1](y.sum() * 0 + 1)
+    space = flow.ntk.domain if read is None else read.C.codomain
+    error = error if space.measure is None else error / space.measure
+    return error if read is None else read.C.T.mv(error)
+
+
+def _operators(flow: Flow, rules: Any, q: Array, readout: Any, seed: int) -> tuple[dict[str, Operator], dict[str, str]]:
+    """The rules of this flow by name, and why others are not."""
+    if rules is None:
+        found, left_out = {}, {}
+        for name, make in RULES.items():
+            try:
+                found[name] = _made(make, flow, q, readout, seed)
+            except ValueError as error:
+                left_out[name] = str(error)
+        return found, left_out
+    if not isinstance(rules, Mapping):
+        rules = {rule if isinstance(rule, str) else rule.__name__: rule for rule in rules}
+    return {
+        name: rule if isinstance(rule, Operator) else _made(rule_of(rule), flow, q, readout, seed)
+        for name, rule in rules.items()
+    }, {}
+
+
+def _made(make: MakeRule, flow: Flow, q: Array, readout: Any, seed: int) -> Operator:
+    takes, options = inspect.signature(make).parameters, {"q": q, "k": 1, "readout": readout, "seed": seed}
+    if "damping" in takes:
+        options["damping"] = DAMPING * float(eigs(flow.ntk, 1).values[0])
+    return make(flow, **{name: value for name, value in options.items() if name in takes})
+
+
+def _numbers_of(
+    rule: Operator, ntk: Operator, q: Array, step: Array, modes: np.ndarray, samples: int | None, seed: int
+) -> tuple[float, float, float, float, float, np.ndarray]:
+    """cos to the ntk with its error, cos of the step, effective ranks, and s(A, u) of all temporal modes."""
+    near = alignment(rule, ntk, samples, seed)
+    moved, space = rule.mv(q), ntk.domain
+    lengths = float(space.inner(moved, moved)) ** 0.5 * float(space.inner(step, step)) ** 0.5
+    T = to_numpy(euclidean_matrix(partial_trace(rule, "time", samples, seed)))
+    squares = np.linalg.svd(T)[1] ** 2
+    along = np.einsum("ti,ts,si->i", modes, T, modes)
+    rank = effective_rank(GramOperator(rule), samples, seed).value
+    of_step = float(space.inner(moved, step)) / lengths if lengths else float("nan")
+    temporal = squares.sum() ** 2 / (squares**2).sum()
+    return near.value, near.stderr, of_step, rank, temporal, along / np.abs(along).sum()
