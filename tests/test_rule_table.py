@@ -24,7 +24,7 @@ def test_all_numbers_are_those_of_dense_operators(name: str) -> None:
     flow = flow_of(name).nodal
     table = rules.compare(flow, k=3, seed=1)
     assert table.rules[0] == "bptt" and set(table.rules) >= {"truncated_bptt", "muon", "natural_gradient"}
-    assert not table.left_out
+    assert set(table.left_out) <= {"rflo"}  # of gates, and of steps of several lengths
     q = kp._arrays.Random(1)  # the q that is drawn without a target
     q = flow.ntk.domain.normal(1, q)[0]
     ntk, root = dense(flow.ntk), to_numpy(flow.ntk.domain.to_euclidean(q)).reshape(-1)

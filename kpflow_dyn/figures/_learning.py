@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kpflow_dyn._learning.self_reference import SelfReference
     from kpflow_dyn._learning.similarity import Similarities
     from kpflow_dyn.learning_rules._table import RuleTable
+    from kpflow_dyn.models._design import Design
 
 
 @styled
@@ -59,6 +60,35 @@ def forecast(given: tuple[Forecast, Any]) -> Figure:
         axes.annotate("kernel has changed", place, (offset, 0), units, "offset points", ha=side)
     axes.set(xscale="log", yscale="log", xlabel=f"Step of {optimizer or 'gradient descent'}", ylabel="Loss")
     axes.legend()
+    return figure
+
+
+MOST_STARTS = 12
+
+
+@styled
+def design(found: Design) -> Figure:
+    """Steps to the goal of the soonest candidates, a dot for each seed; a hollow dot at the end for one not there."""
+    order, colors = found.order[:MOST_STARTS], series()
+    figure, axes = new_figure(1.0 + 0.3 * len(order))
+    finite = [values[np.isfinite(values)].max(initial=1.0) for values in (found.steps[order], found.trained[order])]
+    runs = {"forecast, frozen kernel": found.steps, "training": found.trained}
+    for (label, values), color, shift in zip(runs.items(), colors, (-0.12, 0.12), strict=False):
+        for place, steps in enumerate(values[order]):
+            late = np.isinf(steps)
+            at = np.where(late, 1.3 * max(finite), steps)
+            for which, face in ((~late, color), (late, "none")):
+                axes.plot(
+                    at[which], np.full(which.sum(), place + shift), "o", color=color, markerfacecolor=face, markersize=5
+                )
+        axes.plot([], [], "o", color=color, markersize=5, label=label)
+    axes.plot([], [], "o", color=muted(), markerfacecolor="none", markersize=5, label="not within these steps")
+    axes.set(
+        yticks=range(len(order)), yticklabels=[str(found.candidates[i]) for i in order], xlabel="Steps to the goal"
+    )
+    axes.set_xscale("symlog", linthresh=1)
+    axes.invert_yaxis()
+    figure.legend(ncols=3, loc="outside lower center")
     return figure
 
 

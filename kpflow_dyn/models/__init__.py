@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kpflow_dyn.models._closed_loop import ClosedLoop
+    from kpflow_dyn.models._constraints import Constrained, Constraint, MaxRadius, Signs, Sparse
     from kpflow_dyn.models._convert import to_jax, to_torch
+    from kpflow_dyn.models._design import Candidate, Design, design
     from kpflow_dyn.models._events import Event
     from kpflow_dyn.models._hodgkin_huxley import SquidAxon
     from kpflow_dyn.models._hybrid import Hybrid
@@ -30,12 +32,15 @@ __all__ = ["CTRNNCell", "CTRNNField", "CartPole", "ClosedLoop", "Dale", "DoubleI
 __all__ += ["HodgkinHuxleyField", "Hybrid", "Law", "LowRankRNNCell", "MJXPlant", "MLPField", "Model", "MotorNetPlant"]
 __all__ += ["MotorNetPolicy", "Orthogonal", "Pendulum"]
 __all__ += ["PlanarQuadrotor", "Plant", "Planted", "SpectralRadius", "SquidAxon", "TorchDefault", "VanDerPol"]
+__all__ += ["Candidate", "Constrained", "Constraint", "Design", "MaxRadius", "Signs", "Sparse", "design"]
 __all__ += ["initialize", "make_init", "make_model", "plant_fixed_points", "to_jax", "to_torch"]
 
 _HOME = {
     **dict.fromkeys(["CTRNNCell", "CTRNNField", "HodgkinHuxleyField", "LowRankRNNCell", "MLPField"], "_torch_models"),
     **dict.fromkeys(["CartPole", "DoubleIntegrator", "Pendulum", "PlanarQuadrotor", "Plant", "VanDerPol"], "_plants"),
     **dict.fromkeys(["Dale", "Gaussian", "Law", "Orthogonal", "Planted", "SpectralRadius", "TorchDefault"], "_laws"),
+    **dict.fromkeys(["Constrained", "Constraint", "MaxRadius", "Signs", "Sparse"], "_constraints"),
+    **dict.fromkeys(["Candidate", "Design", "design"], "_design"),
     **dict.fromkeys(["Model", "make_init", "make_model"], "_named"),
     **dict.fromkeys(["to_jax", "to_torch"], "_convert"),
     **{"MJXPlant": "_mjx", "MotorNetPlant": "_motornet", "MotorNetPolicy": "_motornet"},
