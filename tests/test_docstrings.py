@@ -49,6 +49,7 @@ EXCEPT: dict[str, set[str]] = {
     "kpflow_dyn.figures": TOOLS,
     "kpflow_dyn.load_checkpoint": TOOLS,
     "kpflow_dyn.memory_budget": TOOLS,
+    "kpflow_dyn.models.Constraint": TOOLS,  # constraints derive from it
     "kpflow_dyn.models.Law": TOOLS,  # laws derive from it
     "kpflow_dyn.models.make_init": TOOLS,
     "kpflow_dyn.models.make_model": TOOLS,

@@ -190,9 +190,11 @@ def run_superposition(seeds: int, steps: int) -> dict:
     print(f"superposition: shares of learnt features in the first {INPUTS} eigenvectors, and in the best one")
     print("hidden zeros learnt     before one   after  one  l_20/l_21 before after")
     for (hidden, zero), runs in found.items():
-        learnt = np.mean([kept.sum() for *_, kept in runs])
-        columns = [np.mean([shares_of(run[when], run[2]) for run in runs], 0) for when in (0, 1)]
-        cliffs = [np.mean([fall(run[when].values, INPUTS) for run in runs]) for when in (0, 1)]
+        learnt = np.mean([run[2].sum() for run in runs])
+        stages = [[run[0] for run in runs], [run[1] for run in runs]]
+        kept = [run[2] for run in runs]
+        columns = [np.mean(list(map(shares_of, stage, kept)), 0) for stage in stages]
+        cliffs = [np.mean([fall(one.values, INPUTS) for one in stage]) for stage in stages]
         (all_before, one_before), (all_after, one_after) = columns
         print(
             f"{hidden:6} {zero:5} {learnt:6.1f}     {all_before:6.2f} {one_before:.2f} {all_after:7.2f} {one_after:.2f}"
@@ -217,6 +219,7 @@ def draw(path: Path, added: dict, course: np.ndarray, looks: tuple[int, ...], sp
             label = f"{layer} weights" if line == "-" else None
             spectra.plot(1 + np.arange(len(values)), values / values[0], line, color=color, label=label)
     spectra.set(yscale="log", ylim=(1e-6, 2), title="Addition: eigenvalues\n(dotted: before training)", xlabel="Rank")
+    shares = added[looks[-1], "all"][0].shares
     for index, color in enumerate(SERIES[:3]):
         for step, line in ((looks[0], ":"), (looks[-1], "-")):
             shares = added[step, "all"][0].shares
@@ -232,11 +235,13 @@ def draw(path: Path, added: dict, course: np.ndarray, looks: tuple[int, ...], sp
     over_steps.set_xlim(0, looks[-1])
     for axes in (spectra, by_k, over_steps):
         axes.legend(frameon=False, fontsize=8)
+    image = None
     for axes, ((hidden, zero), runs) in zip(below, sparse_ones.items(), strict=True):
         image = axes.imshow(runs[0][1].shares.of_modes[:INPUTS].T, cmap="cividis", vmin=0, vmax=1)
         axes.set(title=f"Superposition: {hidden} hidden,\n{zero:.0%} zeros", xlabel="Eigenvector")
         axes.set(xticks=[0, 9, 19], yticks=[0, 9, 19], xticklabels=[1, 10, 20], yticklabels=[1, 10, 20])
     below[0].set_ylabel("Feature")
+    assert image is not None
     figure.colorbar(image, ax=below, label="Share of the feature")
     figure.savefig(path, dpi=150)
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -88,7 +89,7 @@ def study(name: str, setting: Setting, laws: list, leaks: list) -> tuple[dict[st
     took = time.perf_counter() - began
     print(f"{name}: designed {found.best} in {took:.0f} s")
 
-    def make(cell: str, seed: int, **options: object) -> Model:
+    def make(cell: str, seed: int, **options: Any) -> Model:
         return make_model(cell, inputs, setting.units, outputs, seed=seed, **options)
 
     began = time.perf_counter()
@@ -112,9 +113,7 @@ def study(name: str, setting: Setting, laws: list, leaks: list) -> tuple[dict[st
     frozen, left = np.median(found.steps, axis=1), found.left.mean(axis=1)
     rank = np.empty(count)
     rank[np.lexsort((left, frozen))] = np.arange(count)
-    print(
-        f"    Spearman of the frozen forecast's order and that of real training: {spearmanr(rank, real).statistic:.2f}"
-    )
+    print(f"    Spearman of the frozen forecast's order and that of real training: {spearmanr(rank, real)[0]:.2f}")
     return steps, np.stack([frozen, left, real], axis=1)
 
 

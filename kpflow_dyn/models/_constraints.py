@@ -18,7 +18,7 @@ from kpflow_dyn.models._laws import Law
 class Constraint(Constants):
     """A change W -> C(W) of a drawn matrix, after which it has a property; C(W) = W where it has it already.
 
-    Source: none; it is what `Constrained` calls.
+    Example as `Constrained`.
     """
 
     place = 0  # in which order constraints are applied, so that a later one keeps what an earlier one made
@@ -74,7 +74,7 @@ class Sparse(Constraint):
 
     Raises:
         TypeError, ValueError: the density is no such number.
-    Source: the circular law, as `Gaussian`.
+    Source: Girko, Theory Probab. Appl. 29, 694 (1985), for the circular law.
 
     >>> int((Sparse(0.25).applied(np.ones((4, 4)), np.random.default_rng(0)) != 0).sum())
     4
@@ -107,7 +107,7 @@ class MaxRadius(Constraint):
 
     Raises:
         TypeError, ValueError: rho is no such number.
-    Source: as `SpectralRadius`.
+    Source: as reservoirs are scaled, Jaeger, GMD report 148 (2001).
 
     >>> np.linalg.eigvals(MaxRadius(0.5).applied(np.diag([2.0, 1.0]), np.random.default_rng(0))).tolist()
     [0.5, 0.25]
@@ -137,7 +137,7 @@ class Constrained(Law):
     Raises:
         TypeError: another law or constraint.
         ValueError: `Planted`, whose points would not stay fixed.
-    Source: those of the law and the constraints.
+    Source: Rajan, Abbott, Phys. Rev. Lett. 97, 188104 (2006), for signs; Jaeger, GMD report 148 (2001), for radii.
 
     >>> from kpflow_dyn.models import Gaussian
     >>> W = Constrained(Gaussian(1.5), [Sparse(0.2), MaxRadius(0.9)]).matrix(20)
