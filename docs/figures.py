@@ -236,7 +236,12 @@ SHOWN = re.compile(
     re.DOTALL,
 )
 """A block of code, and what a page shows of it: what it prints, and the `figure` that it leaves."""
-PAGES = ["gallery.md", "guides/features.md", *sorted(f"tutorials/{page.name}" for page in DOCS.glob("tutorials/*.md"))]
+PAGES = [
+    "gallery.md",
+    "guides/features.md",
+    "guides/learning.md",
+    *sorted(f"tutorials/{page.name}" for page in DOCS.glob("tutorials/*.md")),
+]
 
 
 def draw(page: Path) -> None:

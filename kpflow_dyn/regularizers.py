@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from kpflow_dyn._arrays import Array, Random, array_namespace, concretely, device
 from kpflow_dyn._backend import Transforms
+from kpflow_dyn._learning.losses import gradient_in
 from kpflow_dyn._numbers.estimate import frobenius_norm
 from kpflow_dyn._problems.problems import DiscreteProblem, StaticProblem
 from kpflow_dyn._problems.starts import without_gradient
@@ -145,11 +146,9 @@ class _Pulled:
 def _curved(loss: Callable[[Array], Array], state: Array, rows: Array, transforms: Transforms) -> Array:
     """h xi of rows xi [b, n], differentiable in the state."""
 
-    def gradient(state: Array) -> Array:
-        value, pull = transforms.vjp(loss, state)
-        return pull(array_namespace(value).ones_like(value))[0]
-
     def product(row: Array) -> Array:
-        return transforms.jvp(gradient, (state,), (row.reshape(state.shape),))[1]
+        return transforms.jvp(
+            lambda state: gradient_in(state, loss, transforms), (state,), (row.reshape(state.shape),)
+        )[1]
 
     return transforms.vmap(product)(rows).reshape(rows.shape)

@@ -28,6 +28,13 @@ OPTIONS = {
     "natural_gradient": {"damping": 0.5, "rank": 3},
     "shampoo": {},
     "muon": {"newton_schulz": 5},
+    "eprop": {},
+    "rflo": {"decay": 0.5},
+    "rtrl": {},
+    "snap": {"k": 1},
+    "uoro": {"rank": 2},
+    "duhamel": {"k": 1},
+    "weight_mirror": {"samples": 50},
 }
 
 
@@ -58,7 +65,7 @@ def operator_of(name: str, flow: kp.Flow, q, readout: object) -> np.ndarray:
         options["q"] = q
     if name == "natural_gradient":
         options["readout"] = readout
-    if name == "feedback_alignment":
+    if name in ("feedback_alignment", "uoro", "weight_mirror"):
         options["seed"] = int(np.random.default_rng([0, 0]).integers(2**31))
     moved = to_numpy(getattr(rules, name)(flow, **options).mv(q))
     if name != "functional_gradient_descent":

@@ -124,13 +124,14 @@ def told(values: list[int]) -> str:
 def draw(path: Path, found: dict[str, tuple[dict[str, list[int]], np.ndarray]], setting: Setting) -> None:
     figure = Figure(figsize=(9, 6), layout="constrained")
     rows = figure.subplots(2, len(found), squeeze=False)
-    for (bars, cloud), (name, (steps, candidates)) in zip(rows.T, found.items(), strict=True):
+    for (points, cloud), (name, (steps, candidates)) in zip(rows.T, found.items(), strict=True):
         for place, (values, color) in enumerate(zip(steps.values(), SERIES, strict=False)):
             error = np.std(values, ddof=1) / np.sqrt(len(values))
-            bars.bar(place, np.mean(values), yerr=error, color=color, capsize=3, alpha=0.6)
-            bars.plot(np.full(len(values), place) + np.linspace(-0.2, 0.2, len(values)), values, ".", color="0.3")
-        bars.set_xticks(range(len(steps)), [start.replace(" ", "\n") for start in steps], fontsize=7)
-        bars.set(title=name, yscale="log")
+            at = place + np.linspace(-0.25, 0.25, len(values))
+            points.plot(at, values, ".", color=color, alpha=0.6)
+            points.errorbar(place, np.mean(values), error, fmt="_", color="0.2", markersize=16, capsize=4)
+        points.set_xticks(range(len(steps)), [start.replace(" ", "\n") for start in steps], fontsize=7)
+        points.set(title=name, yscale="log", xlim=(-0.6, len(steps) - 0.4))
         forecast = np.where(np.isfinite(candidates[:, 0]), candidates[:, 0], 1.5 * setting.forecast_steps)
         late = ~np.isfinite(candidates[:, 0])
         for which, face in ((~late, SERIES[0]), (late, "none")):
@@ -138,7 +139,7 @@ def draw(path: Path, found: dict[str, tuple[dict[str, list[int]], np.ndarray]], 
                 np.maximum(forecast[which], 1), np.maximum(candidates[which, 2], 1), "o", color=SERIES[0],
                 markerfacecolor=face, markersize=5,
             )  # fmt: skip
-        cloud.set(xscale="log", yscale="log", xlabel="Forecast, frozen kernel (hollow: later)")
+        cloud.set(xscale="log", yscale="log", xlabel="Steps by the frozen kernel (hollow: later)")
     rows[0, 0].set_ylabel("Steps of Adam to the goal")
     rows[1, 0].set_ylabel("Steps of Adam, each candidate")
     figure.savefig(path, dpi=150)

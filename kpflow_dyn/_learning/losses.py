@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from kpflow_dyn._arrays import Array, array_namespace, device, like_numpy, to_numpy
-from kpflow_dyn._backend import Backend, Values, backend_for, backend_of
+from kpflow_dyn._backend import Backend, Transforms, Values, backend_for, backend_of
 from kpflow_dyn._flows.readout import LAYER
 from kpflow_dyn._shown import type_name
 
@@ -71,6 +71,12 @@ class OutputLoss:
     def accuracy(self, y: Array) -> float:
         """The accuracy of outputs that are logits of classes."""
         return accuracy(y, self.target, self.mask)
+
+
+def gradient_in(y: Array, loss: Callable[[Array], Array], transforms: Transforms) -> Array:
+    """grad_y L."""
+    value, pull = transforms.vjp(loss, y)
+    return pull(array_namespace(y).ones_like(value))[0]
 
 
 def output_loss(loss: Loss, target: Any, mask: Any, like: Array) -> OutputLoss:

@@ -14,7 +14,7 @@ from kpflow_dyn._flows.flow import Flow, Output
 from kpflow_dyn._learning.changes import Descent, given_changes
 from kpflow_dyn._learning.forecasting import outputs
 from kpflow_dyn._learning.learnable import learnability
-from kpflow_dyn._learning.losses import Loss, OutputLoss, output_loss
+from kpflow_dyn._learning.losses import Loss, OutputLoss, gradient_in, output_loss
 from kpflow_dyn._learning.options import is_count, is_number, plain
 from kpflow_dyn._numbers.leading_directions import (
     DATA_AXES,
@@ -381,8 +381,7 @@ class _Error:
         y = outputs(self.kernel)
         self.loss: OutputLoss = output_loss(loss, target, mask, y)
         self.mask = mask
-        value, pull = flow.solution.problem.backend.transforms.vjp(self.loss, y)
-        (self.gradient,) = pull(array_namespace(y).ones_like(value))
+        self.gradient = gradient_in(y, self.loss, flow.solution.problem.backend.transforms)
 
     def descent(self) -> Descent:
         """Gradient descent of this loss."""

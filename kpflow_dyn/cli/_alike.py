@@ -23,7 +23,7 @@ def files_of(given: Sequence[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a file that is not there.
-        ValueError: fewer than two, or one that is given twice.
+        ValueError: fewer than two.
     """
     is_folder = len(given) == 1 and given[0].is_dir()
     files = sorted(one for one in given[0].iterdir() if not one.name.startswith(".")) if is_folder else list(given)
@@ -34,9 +34,15 @@ def files_of(given: Sequence[Path]) -> list[Path]:
     return files
 
 
-def names_of(files: Sequence[Path]) -> list[str]:
-    """The files without what all their paths begin with."""
+def paths_in_short(files: Sequence[Path]) -> list[str]:
+    """The files without what all their paths begin with.
+
+    Raises:
+        ValueError: one that is given twice.
+    """
     paths = [str(one.absolute()) for one in files]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise ValueError(f"{twice[0]} is given twice; all pairs are compared of different files")
     start = os.path.commonpath([str(Path(one).parent) for one in paths])
     return [os.path.relpath(one, start) for one in paths]
 

@@ -14,7 +14,15 @@ import typer
 from kpflow_dyn._folder import check_folder, new_folder, replaced
 from kpflow_dyn._progress import stages
 from kpflow_dyn.cli import _options as given
-from kpflow_dyn.cli._alike import ALIKE_FILES, all_distances, few_trials, files_of, names_of, table_of, write_distances
+from kpflow_dyn.cli._alike import (
+    ALIKE_FILES,
+    all_distances,
+    few_trials,
+    files_of,
+    paths_in_short,
+    table_of,
+    write_distances,
+)
 from kpflow_dyn.cli._checkpoints import Files, checkpoints_in
 from kpflow_dyn.cli._report import PAGE
 from kpflow_dyn.cli._sources import (
@@ -175,12 +183,13 @@ def _compare_all(
     from kpflow_dyn._learning.measures import measure_of
 
     measure_of(measure, k, False)  # raises before the work
+    names = paths_in_short(files)
     with stages() as progress, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         progress("running and linearising", 0, None)
         every = [_linearised(dataclasses.replace(first, checkpoint=file), seed, None, all_steps) for file in files]
         progress("comparing all pairs", 0, None)
-        flows, names = [one.flow for one in every], names_of(files)
+        flows = [one.flow for one in every]
         found = all_distances(flows, names, measure, k=k, samples=samples, seed=seed)
     trials, times, _units = flows[0].ntk.domain.shape
     on = f"{len(files)} networks on {every[0].data.name}, {trials} trials x {times} times"

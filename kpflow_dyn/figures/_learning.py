@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from kpflow_dyn._arrays import to_numpy
 from kpflow_dyn.figures import bars, diverging, trial_label
-from kpflow_dyn.figures._style import muted, new_figure, series, styled
+from kpflow_dyn.figures._style import muted, new_figure, new_row, series, styled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -215,7 +215,7 @@ def self_reference(found: SelfReference) -> Figure:
 def rules(found: RuleTable) -> Figure:
     """Of each learning rule cosines to backpropagation and ranks, and how much it keeps of the temporal modes."""
     count, names = len(found.rules), [textwrap.fill(name.replace("_", " "), 18) for name in found.rules]
-    figure, (cosines, ranks, map_) = new_figure(1.6 + 0.95 * count, rows=3)
+    figure, (cosines, ranks, map_) = new_row(3, 1.4 + 0.32 * count)
     places, colors = np.arange(count), series()
     pairs = (
         (cosines, {"operator": found.alignment, "step": found.step}, "Cosine to backpropagation"),
@@ -226,7 +226,7 @@ def rules(found: RuleTable) -> Figure:
             axes.barh(places + shift, values, height=0.36, color=color, label=name)
         axes.set(yticks=places, yticklabels=names, ylim=(count - 0.4, -0.6), xlabel=label)
         axes.grid(axis="y", visible=False)
-        axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+        axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     ranks.set(xscale="log", xlim=(0.8, None))
     shown = {"cmap": diverging(), "vmin": 0, "vmax": 2, "aspect": "auto", "interpolation": "none"}
     map_.imshow(found.kept, **shown)
@@ -234,7 +234,7 @@ def rules(found: RuleTable) -> Figure:
         told = f"{kept:.1f}" if abs(kept) < 9.95 else f"{kept:.0f}"
         color = map_.get_facecolor() if abs(kept - 1) > 0.6 else map_.xaxis.label.get_color()
         map_.text(mode, rule, told, ha="center", va="center", size="x-small", color=color)
-    map_.set(yticks=places, yticklabels=names, xlabel="Temporal mode of the NTK", title="Kept (1: as backpropagation)")
+    map_.set(ylim=(count - 0.5, -0.5), xlabel="Temporal mode of the NTK", title="Kept (1: as backpropagation)")
     map_.set_xticks(range(len(found.share)), 1 + np.arange(len(found.share)))
     map_.grid(visible=False)
     return figure

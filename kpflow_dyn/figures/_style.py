@@ -159,6 +159,15 @@ def new_grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(math.ceil(panels / columns), columns).flat)
 
 
+def new_row(panels: int, height: float) -> tuple[Figure, Any]:
+    """A figure of panels side by side that share the vertical axis; below one another in a column of a paper."""
+    look = _look.get()
+    stacked = look is PAPER[1]
+    size = (look.wide, look.heights * height * (panels if stacked else 1))
+    figure = StyledFigure(figsize=size, layout="constrained")
+    return figure, figure.subplots(panels if stacked else 1, 1 if stacked else panels, sharey=True)
+
+
 def to_bytes(figure: Figure, format: str = "png") -> bytes:
     """A figure as the bytes of a file.
 

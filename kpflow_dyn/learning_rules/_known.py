@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from kpflow_dyn._flows.flow import Flow
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn.learning_rules._backpropagation import bptt, functional_gradient_descent, truncated_bptt
 from kpflow_dyn.learning_rules._feedback import feedback_alignment, weight_mirror
@@ -43,3 +46,9 @@ def rule_of(given: str | MakeRule) -> MakeRule:
     if callable(given) and not isinstance(given, Operator):
         return given
     raise ValueError(f"rule is {given!r}, expected one of {', '.join(RULES)}, or a function flow -> Rule")
+
+
+def made(make: MakeRule, flow: Flow, offered: Mapping[str, Any], options: Mapping[str, Any]) -> Operator:
+    """The rule of this flow, with these options and with what it takes by name of what is offered."""
+    takes = inspect.signature(make).parameters
+    return make(flow, **{name: value for name, value in offered.items() if name in takes} | dict(options))

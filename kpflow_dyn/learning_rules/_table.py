@@ -11,14 +11,14 @@ import numpy as np
 
 from kpflow_dyn._arrays import Array, Random, to_numpy
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._learning.losses import Loss, default_loss, output_loss
+from kpflow_dyn._learning.losses import Loss, OutputLoss, default_loss, gradient_in, output_loss
 from kpflow_dyn._numbers.estimate import alignment, effective_rank
 from kpflow_dyn._numbers.reductions import partial_trace
 from kpflow_dyn._numbers.spectra import eigs
 from kpflow_dyn._shown import Row, Shown, plural, type_name
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import euclidean_matrix
-from kpflow_dyn.learning_rules._known import RULES, MakeRule, rule_of
+from kpflow_dyn.learning_rules._known import RULES, MakeRule, made, rule_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,7 +37,8 @@ class RuleTable(Shown):
         rules: their names [rule].
         alignment, alignment_stderr: cos(A, ntk) [rule], and its standard error.
         step: cos(A q, ntk q) [rule], of the steps for the actual gradient q.
-        rank: the effective rank of A A* [rule], the same for rules that are symmetric and those that are not.
+        rank: the effective rank of A A* [rule], for symmetric rules and others alike; that of "bptt" is lower than the
+            effective rank of the ntk itself.
         temporal_rank: that of T T* [rule], with T [time, time] the partial trace of A over trials and units.
         kept: [rule, mode], of each temporal mode u of the ntk how much of the rule's movement it has, over how much of
             that of the ntk it has: 1 where the rule moves errors with this time course as backpropagation does, 0 where
@@ -138,16 +139,16 @@ def compare(
         raise TypeError(f"got {type_name(flow)}, expected a Flow, as kp.linearize makes it")
     if "time" not in flow.ntk.domain.axes:
         raise ValueError(f"the states {flow.ntk.domain} have no axis of time; take a flow of states over time")
-    q = _gradient(flow, target, readout, loss, mask, seed)
-    operators, left_out = _operators(flow, rules, q, readout, seed)
-    time = partial_trace(flow.ntk, "time", samples, seed)
-    T = to_numpy(euclidean_matrix(time))
+    q, chosen = _gradient(flow, target, readout, loss, mask, seed)
+    offered = {"q": q, "k": 1, "readout": readout, "seed": seed}
+    offered |= {} if chosen is None or chosen.quadratic else {"loss": chosen}
+    operators, left_out = _operators(flow, rules, offered)
+    T = to_numpy(euclidean_matrix(partial_trace(flow.ntk, "time", samples, seed)))
     values, vectors = np.linalg.eigh((T + T.T) / 2)
     k, vectors = min(k, len(values)), vectors[:, ::-1]
-    step = flow.ntk.mv(q)
+    step, (own, _) = flow.ntk.mv(q), _along_time(flow.ntk, vectors, samples, seed)
     found = [_numbers_of(rule, flow.ntk, q, step, vectors, samples, seed) for rule in operators.values()]
     cosine, stderr, of_step, rank, temporal, shares = (np.array(each) for each in zip(*found, strict=True))
-    own = values[::-1].clip(0) / values.clip(0).sum()
     kept = shares[:, :k] / np.maximum(own[:k], np.finfo(float).tiny)
     times = flow.ntk.domain.times
     on_time = np.arange(len(values)) if times is None else to_numpy(times)
@@ -155,42 +156,49 @@ def compare(
     return RuleTable(names, cosine, stderr, of_step, rank, temporal, kept, own[:k], modes, on_time, left_out)
 
 
-def _gradient(flow: Flow, target: Any, readout: Any, loss: Loss | None, mask: Any, seed: int) -> Array:
-    """q, the gradient of the loss in the states."""
+def _gradient(
+    flow: Flow, target: Any, readout: Any, loss: Loss | None, mask: Any, seed: int
+) -> tuple[Array, OutputLoss | None]:
+    """q, the gradient of the loss in the states, and the loss of the outputs."""
     if target is None:
-        return flow.ntk.domain.normal(1, Random(seed))[0]
+        return flow.ntk.domain.normal(1, Random(seed))[0], None
     read = None if readout is None else flow.output(readout)
     y = flow.solution.state if read is None else read.values
     chosen = output_loss(loss or default_loss(target, y.shape), target, mask, y)
-    (error,) = flow.solution.problem.backend.transforms.vjp(chosen, y)[1](y.sum() * 0 + 1)
+    error = gradient_in(y, chosen, flow.solution.problem.backend.transforms)
     space = flow.ntk.domain if read is None else read.C.codomain
     error = error if space.measure is None else error / space.measure
-    return error if read is None else read.C.T.mv(error)
+    return (error if read is None else read.C.T.mv(error)), chosen
 
 
-def _operators(flow: Flow, rules: Any, q: Array, readout: Any, seed: int) -> tuple[dict[str, Operator], dict[str, str]]:
+def _operators(flow: Flow, rules: Any, offered: dict[str, Any]) -> tuple[dict[str, Operator], dict[str, str]]:
     """The rules of this flow by name, and why others are not."""
-    if rules is None:
-        found, left_out = {}, {}
-        for name, make in RULES.items():
-            try:
-                found[name] = _made(make, flow, q, readout, seed)
-            except ValueError as error:
-                left_out[name] = str(error)
-        return found, left_out
-    if not isinstance(rules, Mapping):
+    if rules is not None and not isinstance(rules, Mapping):
         rules = {rule if isinstance(rule, str) else rule.__name__: rule for rule in rules}
-    return {
-        name: rule if isinstance(rule, Operator) else _made(rule_of(rule), flow, q, readout, seed)
-        for name, rule in rules.items()
-    }, {}
+    asked = {name: one if isinstance(one, Operator) else rule_of(one) for name, one in (rules or RULES).items()}
+    makers = [one for one in asked.values() if not isinstance(one, Operator)]
+    if any("damping" in inspect.signature(make).parameters for make in makers):
+        offered = offered | {"damping": DAMPING * float(eigs(flow.ntk, 1).values[0])}
+    found, left_out = {}, {}
+    for name, one in asked.items():
+        try:
+            found[name] = one if isinstance(one, Operator) else made(one, flow, offered, {})
+        except ValueError as error:
+            if rules is not None:
+                raise
+            left_out[name] = str(error)
+    return found, left_out
 
 
-def _made(make: MakeRule, flow: Flow, q: Array, readout: Any, seed: int) -> Operator:
-    takes, options = inspect.signature(make).parameters, {"q": q, "k": 1, "readout": readout, "seed": seed}
-    if "damping" in takes:
-        options["damping"] = DAMPING * float(eigs(flow.ntk, 1).values[0])
-    return make(flow, **{name: value for name, value in options.items() if name in takes})
+def _along_time(rule: Operator, modes: np.ndarray, samples: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """s(A, u) of all temporal modes u, and the partial trace on time.
+
+    All rules are seen by the same probes, as operators of no structure, so that errors of their ratios are small.
+    """
+    plain = Operator(rule.domain, rule.codomain, rule.mv, rule.T.mv)
+    T = to_numpy(euclidean_matrix(partial_trace(plain, "time", samples, seed)))
+    along = np.einsum("ti,ts,si->i", modes, T, modes)
+    return along / np.abs(along).sum(), T
 
 
 def _numbers_of(
@@ -200,10 +208,8 @@ def _numbers_of(
     near = alignment(rule, ntk, samples, seed)
     moved, space = rule.mv(q), ntk.domain
     lengths = float(space.inner(moved, moved)) ** 0.5 * float(space.inner(step, step)) ** 0.5
-    T = to_numpy(euclidean_matrix(partial_trace(rule, "time", samples, seed)))
-    squares = np.linalg.svd(T)[1] ** 2
-    along = np.einsum("ti,ts,si->i", modes, T, modes)
-    rank = effective_rank(GramOperator(rule), samples, seed).value
     of_step = float(space.inner(moved, step)) / lengths if lengths else float("nan")
-    temporal = squares.sum() ** 2 / (squares**2).sum()
-    return near.value, near.stderr, of_step, rank, temporal, along / np.abs(along).sum()
+    shares, T = _along_time(rule, modes, samples, seed)
+    squares = np.linalg.svd(T)[1] ** 2
+    rank = effective_rank(GramOperator(rule), samples, seed).value
+    return near.value, near.stderr, of_step, rank, squares.sum() ** 2 / (squares**2).sum(), shares

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +11,7 @@ from scipy.sparse.linalg import lsmr
 
 from kpflow_dyn._arrays import Array, eps_of, like_numpy, to_numpy
 from kpflow_dyn._flows.flow import Flow
-from kpflow_dyn._learning.losses import Loss, OutputLoss
+from kpflow_dyn._learning.losses import Loss, OutputLoss, gradient_in
 from kpflow_dyn._linearize import linearize
 from kpflow_dyn._problems.problems import DiscreteProblem
 from kpflow_dyn._shown import type_name
@@ -19,11 +19,12 @@ from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix
 from kpflow_dyn.learning_rules._feedback import feedback_alignment
-from kpflow_dyn.learning_rules._known import MakeRule, rule_of
+from kpflow_dyn.learning_rules._known import MakeRule, made, rule_of
 from kpflow_dyn.learning_rules._rule import gradient_of
 from kpflow_dyn.tasks._data import TaskData
 from kpflow_dyn.train import Training, trained
 
+OUT_OF_STEPS = 7  # of lsmr
 KEEP_THEIR_DRAW = (feedback_alignment,)  # its random matrices are part of the network
 
 
@@ -67,7 +68,8 @@ def train(
             rule.
 
     Warns:
-        UserWarning: a loss that leaves the finite numbers, which ends the training with `success=False`.
+        UserWarning: a loss that leaves the finite numbers, which ends the training with `success=False`; or a
+            least-squares change that did not converge.
     Source: docs/theory.md, "Learning rules and optimisers".
 
     >>> import torch, kpflow_dyn as kp
@@ -99,7 +101,7 @@ class _Follower:
 
     def __init__(self, make: MakeRule, options: Mapping[str, Any], feedback: Any, z0: Any, seed: int) -> None:
         self._make, self._options, self._feedback, self._z0 = make, options, feedback, z0
-        self._takes, self._seed = inspect.signature(make).parameters, seed
+        self._seed = seed
         self._rule: Operator | None = None
         self._steps = 0
 
@@ -107,8 +109,7 @@ class _Follower:
         """G q of the model's parameters, by name, on these trials."""
         flow = linearize(solve(DiscreteProblem(model, x, _of_trials(self._z0, trials))))
         y = flow.output(readout)
-        pull = flow.solution.problem.backend.transforms.vjp(loss, y.values)[1]
-        (error,) = pull(y.values.sum() * 0 + 1)
+        error = gradient_in(y.values, loss, flow.solution.problem.backend.transforms)
         q = flow.output(self._back(y.weight, readout)).C.T.mv(error)
         self._rule = self._made(flow, q, readout, loss)
         self._steps += 1
@@ -130,8 +131,7 @@ class _Follower:
         of_training = {"q": q, "seed": int(np.random.default_rng([self._seed, draw]).integers(2**31))}
         of_training |= {"previous": self._rule, "readout": readout}
         of_training |= {} if loss.quadratic else {"loss": loss}
-        given = {name: value for name, value in of_training.items() if name in self._takes}
-        found = self._make(flow, **given | dict(self._options))
+        found = made(self._make, flow, of_training, self._options)
         if not isinstance(found, Operator):
             raise TypeError(f"the rule gave {type_name(found)}, expected a kp.learning_rules.Rule or another operator")
         return found
@@ -165,5 +165,11 @@ def _changes(rule: Operator, flow: Flow, q: Array) -> Array:
         found = np.linalg.lstsq(to_numpy(euclidean_matrix(J)), wanted)[0]
     else:
         tolerance = 10 * eps_of(q)
-        found = lsmr(J.to_scipy(), wanted, atol=tolerance, btol=tolerance, conlim=0)[0]
+        found, stopped = lsmr(J.to_scipy(), wanted, atol=tolerance, btol=tolerance, conlim=0)[:2]
+        if stopped == OUT_OF_STEPS:
+            warnings.warn(
+                "the least-squares change of the weights did not converge, so the step is not quite the rule's; take a "
+                "smaller network, fewer trials, or a rule with a gradient of its own",
+                stacklevel=2,
+            )
     return like_numpy(found.astype(wanted.dtype), q)
