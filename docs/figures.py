@@ -239,7 +239,7 @@ SHOWN = re.compile(
 PAGES = [
     "gallery.md",
     "guides/features.md",
-    "guides/learning.md",
+    "guides/learning_rules.md",
     *sorted(f"tutorials/{page.name}" for page in DOCS.glob("tutorials/*.md")),
 ]
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from scipy.stats import spearmanr
 
 import kpflow_dyn as kp
@@ -139,7 +140,9 @@ def draw(path: Path, found: dict[str, tuple[dict[str, list[int]], np.ndarray]], 
                 np.maximum(forecast[which], 1), np.maximum(candidates[which, 2], 1), "o", color=SERIES[0],
                 markerfacecolor=face, markersize=5,
             )  # fmt: skip
-        cloud.set(xscale="log", yscale="log", xlabel="Steps by the frozen kernel (hollow: later)")
+        cloud.set(xscale="log", yscale="log", xlabel="Frozen kernel (hollow: later)")
+        for axis in (points.yaxis, cloud.xaxis, cloud.yaxis):
+            axis.set_minor_formatter(NullFormatter())
     rows[0, 0].set_ylabel("Steps of Adam to the goal")
     rows[1, 0].set_ylabel("Steps of Adam, each candidate")
     figure.savefig(path, dpi=150)

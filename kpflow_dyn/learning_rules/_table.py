@@ -18,6 +18,7 @@ from kpflow_dyn._numbers.spectra import eigs
 from kpflow_dyn._shown import Row, Shown, plural, type_name
 from kpflow_dyn._spaces.operators import GramOperator, Operator
 from kpflow_dyn._spaces.rows import euclidean_matrix
+from kpflow_dyn._spaces.space import Space
 from kpflow_dyn.learning_rules._known import RULES, MakeRule, made, rule_of
 
 if TYPE_CHECKING:
@@ -196,9 +197,17 @@ def _along_time(rule: Operator, modes: np.ndarray, samples: int | None, seed: in
     All rules are seen by the same probes, as operators of no structure, so that errors of their ratios are small.
     """
     plain = Operator(rule.domain, rule.codomain, rule.mv, rule.T.mv)
-    T = to_numpy(euclidean_matrix(partial_trace(plain, "time", samples, seed)))
+    T = to_numpy(euclidean_matrix(partial_trace(plain, "time", samples, seed))).astype(float)
     along = np.einsum("ti,ts,si->i", modes, T, modes)
     return along / np.abs(along).sum(), T
+
+
+def _unit(q: Array, space: Space) -> np.ndarray:
+    """q over its length, as a vector in float64; NaN where it is zero."""
+    row = to_numpy(space.to_euclidean(q)).astype(float).ravel()
+    with np.errstate(invalid="ignore"):
+        row = row / np.abs(row).max()
+        return row / np.linalg.norm(row)
 
 
 def _numbers_of(
@@ -206,10 +215,9 @@ def _numbers_of(
 ) -> tuple[float, float, float, float, float, np.ndarray]:
     """cos to the ntk with its error, cos of the step, effective ranks, and s(A, u) of all temporal modes."""
     near = alignment(rule, ntk, samples, seed)
-    moved, space = rule.mv(q), ntk.domain
-    lengths = float(space.inner(moved, moved)) ** 0.5 * float(space.inner(step, step)) ** 0.5
-    of_step = float(space.inner(moved, step)) / lengths if lengths else float("nan")
+    of_step = float(_unit(rule.mv(q), ntk.domain) @ _unit(step, ntk.domain))
     shares, T = _along_time(rule, modes, samples, seed)
-    squares = np.linalg.svd(T)[1] ** 2
+    sizes = np.linalg.svd(T)[1]
+    squares = (sizes / sizes[0]) ** 2
     rank = effective_rank(GramOperator(rule), samples, seed).value
     return near.value, near.stderr, of_step, rank, squares.sum() ** 2 / (squares**2).sum(), shares
