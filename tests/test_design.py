@@ -130,3 +130,8 @@ def test_a_task_must_have_numbers_as_targets():
         design(kp.tasks.TaskData(TASK.inputs, np.zeros((4, 8), int)))
     with pytest.raises(ValueError, match="at the goal already"):
         design(kp.tasks.TaskData(TASK.inputs, np.zeros((4, 8, 1))))
+
+
+def test_zeros_of_the_law_count_among_those_of_sparse() -> None:
+    W = Constrained(Gaussian(1.0), [Sparse(0.5), Sparse(0.3)]).matrix(20)
+    assert np.count_nonzero(W) == 120

@@ -169,3 +169,18 @@ def test_entries_that_do_not_count_are_left_out() -> None:
     found = kp.feature_shares(dataclasses.replace(modes, vectors=vectors, space=space), {"f": feature})
     assert np.allclose(found.of_modes, 1)
     assert found.size == 12
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sizes_of_the_members_do_not_matter(dtype: type) -> None:
+    modes, rng = random_modes(6, (1000, 2)), np.random.default_rng(0)
+    family = rng.normal(size=(2, 1000, 2)).astype(dtype)
+    expected = kp.feature_shares(modes, {"f": family})
+    found = kp.feature_shares(modes, {"f": family * np.array([1, 1e-5], dtype)[:, None, None]})
+    assert found.dimensions[0] == expected.dimensions[0] == 2
+    assert np.allclose(found.of_modes, expected.of_modes, atol=1e-6)
+
+
+def test_half_precision_is_no_zero() -> None:
+    feature = np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float16)
+    assert kp.feature_shares(random_modes(6, (1000, 2)), {"f": feature}).dimensions[0] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,21 @@ def test_it_is_told_labelled_and_drawn() -> None:
     assert data.modes.shape == (2, flow_of("torch_rnn").ntk.domain.shape[1])
     figure = table.plot(dark=True)
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["bptt", "muon"]
+
+
+def test_rules_need_names_of_their_own_and_modes_a_number() -> None:
+    flow = flow_of("torch_gru")
+    assert rules.compare(flow, rules="bptt", k=2).rules == ["bptt"]
+    for given in ([lambda flow: flow.ntk, lambda flow: flow.K], [], [partial(rules.truncated_bptt, k=1)]):
+        with pytest.raises(ValueError, match="each with its own"):
+            rules.compare(flow, rules=given)
+    with pytest.raises(ValueError, match="k is -2"):
+        rules.compare(flow, k=-2)
+
+
+def test_sizes_beyond_single_precision_are_no_nan() -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 4), torch.randn(2, 5, 3))))
+    large = 1e25 * flow.ntk
+    table = rules.compare(flow, rules={"bptt": flow.ntk, "large": large}, k=2)
+    assert table.temporal_rank[1] == pytest.approx(table.temporal_rank[0], rel=1e-4)
+    assert table.step[1] == pytest.approx(1, rel=1e-4)

@@ -359,3 +359,51 @@ def test_dynamical_similarity_is_that_of_its_package() -> None:
         kp.similarity(*pair(), measure="dsa")
     with pytest.raises(ValueError, match="options of measure='dsa'"):
         kp.similarity(*pair(), dsa=options)
+
+
+class Field(nn.Module):
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        torch.manual_seed(units)
+        self.W = nn.Parameter(torch.randn(units, units).double())
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return -z + torch.tanh(z @ self.W.T) + 0.5 * torch.sin(3 * t)
+
+
+@pytest.mark.parametrize(("of", "measure"), [("ntk", "cka"), ("states", "cka"), ("states", "procrustes")])
+def test_the_mesh_of_an_ode_does_not_matter(of: Any, measure: str) -> None:
+    found, even = [], torch.linspace(0, 1, 150).double()
+    for t in (6 * even, 6 * (0.05 * even + 0.95 * even**3)):
+        starts = {units: torch.ones(2, units).double() / (1 + torch.arange(2))[:, None] for units in (3, 4)}
+        flows = [kp.linearize(kp.solve(kp.ODEProblem(Field(n), z0, t), "rk4")) for n, z0 in starts.items()]
+        found.append(kp.similarity(*flows, of=of, measure=measure, axes="time").value)
+        if of == "states":
+            recorded = flows[1].solution.state.detach().numpy()
+            again = kp.similarity(flows[0], recorded, of=of, measure=measure, axes="time").value
+            assert again == pytest.approx(found[-1])
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_trials_that_are_masked_whole_are_not_left_out_one_by_one() -> None:
+    mask = torch.tensor([True, True, False, True])[:, None].expand(TRIALS, TIMES)
+    masked = [flow.where(mask) for flow in pair()]
+    alone = [flow_of(flow.solution.problem.model, torch.tensor(X[[0, 1, 3]])) for flow in pair()]
+    found, expected = (kp.similarity(*flows, of="states", over="trials") for flows in (masked, alone))
+    assert (found.value, found.stderr) == pytest.approx((expected.value, expected.stderr), rel=1e-10)
+
+
+def test_distances_that_do_not_differ_have_no_correlation() -> None:
+    same = kp.similarities([recording(3)] * 4, of="states", names="abcd")
+    found = same.mantel(kp.similarities([recording(3, seed) for seed in range(4)], of="states", names="abcd"))
+    assert np.isnan([found.correlation, found.stderr, found.pvalue]).all()
+
+
+def test_complex_recordings_and_spans_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="real and imaginary parts as units"):
+        kp.similarity(recording(3) + 0j, recording(3), of="states")
+    for k in (0, -1, 2.5):
+        with pytest.raises(ValueError, match="k is"):
+            kp.similarity(recording(3), recording(4), of="states", measure="angles", k=k)
+    with pytest.raises(ValueError, match="needs two trials"):
+        kp.similarity(recording(3)[:1], recording(4)[:1], of="states", over="trials")

@@ -180,3 +180,37 @@ def test_bad_requests() -> None:
         run("gauss_newton", dampening=1.0)
     with pytest.raises(ValueError, match="lr must be a positive number"):
         rules.train("bptt", model, task, readout, steps=1, lr=0.0)
+
+
+def test_feedback_alignment_keeps_its_first_matrices() -> None:
+    task, (model, readout) = some_task(), pair("torch")
+    made = []
+
+    def watched(flow, seed, previous):
+        made.append(rules.feedback_alignment(flow, seed, previous=previous))
+        return made[-1]
+
+    rules.train(watched, model, task, readout, steps=3, lr=0.1)
+    assert all(torch.equal(one.matrices["weight_hh"], made[0].matrices["weight_hh"]) for one in made)
+    assert not torch.equal(made[0].matrices["weight_hh"], model.weight_hh)
+
+
+def test_a_readout_that_shares_a_weight_adds_its_own_gradient() -> None:
+    task, runs = some_task(), []
+    for fit in (lambda *given, **options: rules.train("bptt", *given, **options), kp.train.fit):
+        torch.manual_seed(0)
+        cell, readout = torch.nn.RNNCell(INPUTS, OUT).double(), torch.nn.Linear(OUT, OUT).double()
+        readout.weight = cell.weight_hh
+        extra = {} if fit is not kp.train.fit else {"optimizer": "sgd"}
+        runs.append(fit(cell, task, readout, steps=4, lr=0.3, z0=torch.zeros(OUT).double(), batch=3, **extra).losses)
+    np.testing.assert_allclose(*runs, rtol=1e-12)
+
+
+def test_an_operator_that_is_no_gradient_is_followed_by_least_squares() -> None:
+    """K is a Gram operator too, of the kicks: its factor says nothing of where the states go."""
+    task, (model, readout) = some_task(), pair("torch")
+    by_K, by_matrix = (
+        rules.train(rule, copy.deepcopy(model), task, copy.deepcopy(readout), steps=1, lr=1e-3)
+        for rule in (lambda flow: flow.K, lambda flow: kp.Operator(flow.K.domain, flow.K.domain, flow.K.mv, None))
+    )
+    np.testing.assert_allclose(by_K.losses, by_matrix.losses, rtol=1e-12)

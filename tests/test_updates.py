@@ -196,3 +196,18 @@ def test_bad_requests() -> None:
         rules.muon(flow, q, newton_schulz=0)
     with pytest.raises(ValueError, match="damping is 0, expected a positive number"):
         rules.natural_gradient(flow, 0)
+
+
+def test_muon_does_not_move_a_weight_without_a_gradient() -> None:
+    cell = torch.nn.RNNCell(3, 4).double()
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(cell, torch.randn(2, 1, 3).double())))  # z_0 = 0, one step
+    for steps in (5, None):
+        rule = kp.learning_rules.muon(flow, flow.solution.state, newton_schulz=steps)
+        moved = flow.as_parameters(rule.gradient.mv(flow.solution.state))
+        assert not moved["weight_hh"].any() and moved["weight_ih"].isfinite().all()
+
+
+def test_a_target_without_its_loss_is_refused() -> None:
+    flow = kp.linearize(kp.solve(kp.DiscreteProblem(torch.nn.RNNCell(3, 4), torch.randn(2, 5, 3))))
+    with pytest.raises(ValueError, match="name it too"):
+        kp.learning_rules.natural_gradient(flow, 0.1, target=torch.zeros(2, 5, 4))

@@ -2,7 +2,7 @@
 
 Kernels A, B [n, n] are symmetric and positive semi-definite, H = 1 - 1 1^T / n takes the mean out:
 
-    cka         tr(HAH HBH) / (|HAH|_F |HBH|_F)
+    cka         tr(HAH HBH) / (|HAH|_F |HBH|_F),    with quadrature weights w H = 1 - r r^T, r^2 = w / sum w
     alignment   tr(A B) / (|A|_F |B|_F)
     angles      the mean of the principal angles between the spans of the k leading eigenvectors, in radians
     spectrum    sum_i |p_i - q_i| / 2 of the eigenvalues, descending, each over their sum
@@ -29,12 +29,12 @@ class Measure:
     """One measure of two kernels.
 
     Attributes:
-        prepare: of one kernel [n, n], what pairs need.
+        prepare: of one kernel [n, n] and the roots of the weights of its places [n], what pairs need.
         pair: the number of two that are prepared.
         same: its value for a kernel and itself: 1 of a similarity, 0 of a distance.
     """
 
-    prepare: Callable[[Matrix], Any]
+    prepare: Callable[[Matrix, np.ndarray], Any]
     pair: Callable[[Any, Any], float]
     same: float
 
@@ -45,13 +45,17 @@ def measure_of(name: str, k: int, unbiased: bool) -> Measure:
     Raises:
         ValueError: an unknown name, or an option of another measure.
     """
+    if name == "angles" and not (isinstance(k, int | np.integer) and k >= 1):
+        raise ValueError(f"k is {k!r}, expected a number of leading eigenvectors, 1 or more")
     known = {
-        "cka": _UNBIASED if unbiased else Measure(lambda A: _unit(centred(A)), _product, 1.0),
-        "alignment": Measure(_unit, _product, 1.0),
-        "angles": Measure(lambda A: _leading(A, k), lambda a, b: float(np.mean(subspace_angles(a, b))), 0.0),
-        "spectrum": Measure(_shares, lambda p, q: float(abs(p - q).sum() / 2), 0.0),
-        "bures": Measure(_root, _between_roots, 0.0),
-        "procrustes": Measure(_root, lambda X, Y: 2 * float(np.arcsin(min(_between_roots(X, Y) / 2, 1.0))), 0.0),
+        "cka": _UNBIASED if unbiased else Measure(lambda A, roots: _unit(centred(A, roots)), _product, 1.0),
+        "alignment": Measure(lambda A, _: _unit(A), _product, 1.0),
+        "angles": Measure(lambda A, _: _leading(A, k), lambda a, b: float(np.mean(subspace_angles(a, b))), 0.0),
+        "spectrum": Measure(lambda A, _: _shares(A), lambda p, q: float(abs(p - q).sum() / 2), 0.0),
+        "bures": Measure(lambda A, _: _root(A), _between_roots, 0.0),
+        "procrustes": Measure(
+            lambda A, _: _root(A), lambda X, Y: 2 * float(np.arcsin(min(_between_roots(X, Y) / 2, 1.0))), 0.0
+        ),
     }
     if name not in known:
         raise ValueError(f"measure is {name!r}, expected one of {', '.join(known)}")
@@ -60,9 +64,11 @@ def measure_of(name: str, k: int, unbiased: bool) -> Measure:
     return known[name]
 
 
-def centred(A: Matrix) -> Matrix:
-    """H A H."""
-    return A - A.mean(0) - A.mean(1)[:, None] + A.mean()
+def centred(A: Matrix, roots: np.ndarray) -> Matrix:
+    """H A H, which takes out the mean by the weights of the places."""
+    r = roots / np.linalg.norm(roots)
+    along = np.outer(r, A @ r)
+    return A - along - along.T + (r @ A @ r) * np.outer(r, r)
 
 
 def _unit(A: Matrix) -> Matrix:
@@ -74,13 +80,15 @@ def _product(A: Matrix, B: Matrix) -> float:
     return float((A * B).sum())
 
 
-def _without_own(A: Matrix) -> Matrix:
+def _without_own(A: Matrix, roots: np.ndarray) -> Matrix:
     """A without its diagonal, centred so that each row sums to zero, over its norm.
 
     <A, B> of two such matrices is an unbiased estimate of the product for a population of places.
     Source: Szekely, Rizzo, Ann. Stat. 42, 2382 (2014), "U-centering"; Song et al., JMLR 13, 1393 (2012).
     """
     n = len(A)
+    if not np.allclose(roots, roots[0]):
+        raise ValueError("the unbiased CKA is for places that count alike, not for quadrature weights; unbiased=False")
     if n < 4:
         raise ValueError(f"the unbiased CKA needs at least 4 places, got {n}; take unbiased=False")
     A = A - np.diag(np.diag(A))

@@ -140,6 +140,8 @@ class Mantel(Shown):
         stderr: of the correlation, by leaving out one item at a time.
         pvalue: the share of random orders of the items that correlate at least as much.
 
+    All three are NaN where the distances of one do not differ.
+
     Example as `similarities`.
     """
 
@@ -169,7 +171,8 @@ def similarity(
     """How alike two networks of any sizes are, or a network and a recording, on common trials and times.
 
     Compared are kernels A [n, n] on the axes kept: the partial traces over all other axes of the NTK, of K, or of P P*,
-    and S S^T of states S less their mean over trials and times. With H = 1 - 1 1^T / n:
+    and S S^T of states S less their mean over trials and times. Places count by the quadrature weights w of an ODE's
+    times, else alike. With H = 1 - r r^T, r^2 = w / sum w:
 
     | measure | value | of A and A |
     |---|---|---|
@@ -304,6 +307,8 @@ def _mantel(a: Similarities, b: Similarities, permutations: int, seed: int) -> M
     pairs = np.triu_indices(count, 1)
     first, rng = a.distance[pairs], np.random.default_rng(seed)
     found = _correlation(first, b.distance[pairs])
+    if np.isnan(found):
+        return Mantel(found, np.nan, np.nan)
     orders = (rng.permutation(count) for _ in range(permutations))
     chance = [_correlation(first, b.distance[np.ix_(order, order)][pairs]) for order in orders]
     above = sum(one >= found - 1e-12 for one in chance)
@@ -313,4 +318,5 @@ def _mantel(a: Similarities, b: Similarities, permutations: int, seed: int) -> M
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(a, b)[0, 1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.corrcoef(a, b)[0, 1])

@@ -125,9 +125,12 @@ def _basis(name: str, family: Any, space: Space) -> np.ndarray:
     if np.iscomplexobj(given) or not np.isfinite(given).all():
         raise ValueError(f"feature {name!r} is complex or not finite; give real, finite values")
     rows = _euclidean(given.reshape((-1, *space.shape)), space)
+    rows = rows / np.maximum(np.abs(rows).max(1, keepdims=True), np.finfo(float).tiny)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows[lengths[:, 0] > 0] / lengths[lengths > 0][:, None]
     left, sizes, _ = np.linalg.svd(rows.T, full_matrices=False)
     precision = np.finfo(given.dtype if given.dtype.kind == "f" else float).eps
-    kept = left[:, sizes > max(rows.shape) * precision * sizes.max(initial=0)]
+    kept = left[:, sizes > min(max(given.shape) * precision, precision**0.5) * sizes.max(initial=0)]
     if not kept.size:
         raise ValueError(f"feature {name!r} is zero everywhere; leave it out")
     return kept

@@ -45,7 +45,9 @@ class Trainee:
     def evaluate(self, trials: np.ndarray | slice) -> float:
         """The loss on these trials, whose gradient is kept for `step`, and the outputs as `output`."""
         x, targets, mask = self.rows(trials)
-        output = self.readout(self._states(x, self._start[trials]))
+        states = self._states(x, self._start[trials])
+        self._seen = states.detach(), targets, mask
+        output = self.readout(states)
         loss, self.output = self._loss(output, targets, mask), output.detach()
         self._optimizer.zero_grad()
         loss.backward()
@@ -57,9 +59,20 @@ class Trainee:
 
     def follow(self, gradient: Mapping[str, Tensor]) -> None:
         """Put this in the place of the gradient of the model's parameters, by name."""
-        known = dict(self.model.named_parameters())
+        known, tied = dict(self.model.named_parameters()), self._of_tied()
         for name, value in gradient.items():
-            known[name].grad = value.to(known[name].dtype)
+            parameter = known[name]
+            parameter.grad = value.to(parameter.dtype) + tied.get(id(parameter), 0)
+
+    def _of_tied(self) -> dict[int, Tensor]:
+        """The readout's own part of the gradient of weights that it has in common with the model."""
+        own = {id(parameter) for parameter in self.model.parameters()}
+        tied = [one for one in self.readout.parameters() if one.requires_grad and id(one) in own]
+        if not tied:
+            return {}
+        states, targets, mask = self._seen
+        found = torch.autograd.grad(self._loss(self.readout(states), targets, mask), tied)
+        return dict(zip(map(id, tied), found, strict=True))
 
     def step(self) -> None:
         """Change the parameters by the optimiser's step."""

@@ -13,7 +13,20 @@ from kpflow_dyn.learning_rules._paths import check_count
 from kpflow_dyn.learning_rules._rule import Rule
 
 
-def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str, Array] | None = None) -> Operator:
+class Feedback(Rule):
+    """What `feedback_alignment` gives: a rule that keeps its `matrices`, B of each weight by name."""
+
+    def __init__(self, J: Operator, gradient: Operator, matrices: Mapping[str, Array]) -> None:
+        super().__init__(J, gradient)
+        self.matrices = matrices
+
+
+def feedback_alignment(
+    flow: Flow,
+    seed: int | Random = 0,
+    matrices: Mapping[str, Array] | None = None,
+    previous: Feedback | None = None,
+) -> Feedback:
     """J J_B*: errors go back through fixed random matrices B instead of the weights' transposes.
 
     J_B is J with B for each parameter W of two axes or more where it multiplies values that depend on the state; gates,
@@ -25,6 +38,7 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
         flow: of a discrete problem, or `flow.nodal` of an ODE.
         seed: of matrices B with independent normal entries of the same mean square as those of W.
         matrices: B by the name of the parameter, in its shape, instead; a parameter without one keeps its own W.
+        previous: this rule at the step before of a training, whose matrices it keeps.
 
     Raises:
         ValueError: a flow that is not of steps, unknown names or other shapes.
@@ -38,25 +52,27 @@ def feedback_alignment(flow: Flow, seed: int | Random = 0, matrices: Mapping[str
     >>> 0 < kp.alignment(rule, flow.ntk).value < 1
     True
     """
-    rng, known = Random(seed), set()
+    rng, used = Random(seed), {}
+    if matrices is None and previous is not None:
+        matrices = previous.matrices
 
     def draw(name: str, W: Array) -> Array:
-        known.add(name)
         if matrices is None:
-            return rng.normal(tuple(W.shape), W) * array_namespace(W).mean(W**2) ** 0.5
-        B = matrices.get(name, W)
+            used[name] = rng.normal(tuple(W.shape), W) * array_namespace(W).mean(W**2) ** 0.5
+            return used[name]
+        used[name] = B = matrices.get(name, W)
         if tuple(B.shape) != tuple(W.shape):
             raise ValueError(f"the feedback matrix of {name} has shape {(*B.shape,)}, expected {(*W.shape,)}")
         return like_numpy(np.array(to_numpy(B)), W)
 
-    found = _fed_back(flow, draw)
-    unknown = sorted(set(matrices or ()) - known)
+    gradient = _fed_back(flow, draw)
+    unknown = sorted(set(matrices or ()) - set(used))
     if unknown:
-        raise ValueError(f"feedback matrices of unknown parameters {unknown}; the matrices are {sorted(known)}")
-    return found
+        raise ValueError(f"feedback matrices of unknown parameters {unknown}; the matrices are {sorted(used)}")
+    return Feedback(flow.ntk.factor, gradient, used)
 
 
-def weight_mirror(flow: Flow, samples: int = 100, seed: int | Random = 0) -> Operator:
+def weight_mirror(flow: Flow, samples: int = 100, seed: int | Random = 0) -> Rule:
     """J J_B*, feedback alignment with matrices B that noise through the weights W has shown.
 
         B = (1 / samples) sum_n (W x_n) x_n^T -> W        x_n ~ N(0, 1)
@@ -85,10 +101,10 @@ def weight_mirror(flow: Flow, samples: int = 100, seed: int | Random = 0) -> Ope
         x = rng.normal((int(samples), W.shape[-1]), W)
         return (W @ x.T) @ x / int(samples)
 
-    return _fed_back(flow, mirrored)
+    return Rule(flow.ntk.factor, _fed_back(flow, mirrored))
 
 
-def _fed_back(flow: Flow, draw: Draw) -> Rule:
+def _fed_back(flow: Flow, draw: Draw) -> Operator:
     if not isinstance(flow, RecurrentFlow):
         raise ValueError("feedback needs the steps that errors go back through; take flow.nodal")
-    return Rule(flow.ntk.factor, flow.feedback(draw))
+    return flow.feedback(draw)

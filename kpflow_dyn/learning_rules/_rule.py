@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kpflow_dyn._spaces.operators import GramOperator, Operator
+from kpflow_dyn._flows.flow import Flow
+from kpflow_dyn._spaces.operators import Operator
 
 
 class Rule(Operator):
@@ -26,10 +27,8 @@ class Rule(Operator):
         self.J, self.gradient = J, gradient
 
 
-def gradient_of(rule: Operator) -> Operator | None:
+def gradient_of(rule: Operator, flow: Flow) -> Operator | None:
     """How a rule moves the weights; None of an operator that says only what the states do."""
     if isinstance(rule, Rule):
         return rule.gradient
-    if isinstance(rule, GramOperator) and rule.factor.domain.axes == ("parameter",):
-        return rule.factor.T
-    return None
+    return flow.ntk.factor.T if rule is flow.ntk else None

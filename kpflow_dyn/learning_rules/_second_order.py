@@ -130,6 +130,8 @@ def _rooted(flow: Flow, readout: Any, loss: Loss | None, target: Any, mask: Any)
     read = None if readout is None else flow.output(readout)
     J_y, y = (flow.ntk.factor, flow.solution.state) if read is None else (read.J, read.values)
     if loss is None:
+        if target is not None or mask is not None:
+            raise ValueError("target and mask are of a loss; name it too, such as loss='cross_entropy'")
         return J_y
     space = J_y.codomain
     found = curvature(output_loss(loss, target, mask, y), y, space)

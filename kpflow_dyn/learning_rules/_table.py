@@ -138,6 +138,8 @@ def compare(
     """
     if not isinstance(flow, Flow):
         raise TypeError(f"got {type_name(flow)}, expected a Flow, as kp.linearize makes it")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k is {k!r}, expected a number of temporal modes, 1 or more")
     if "time" not in flow.ntk.domain.axes:
         raise ValueError(f"the states {flow.ntk.domain} have no axis of time; take a flow of states over time")
     q, chosen = _gradient(flow, target, readout, loss, mask, seed)
@@ -175,7 +177,7 @@ def _gradient(
 def _operators(flow: Flow, rules: Any, offered: dict[str, Any]) -> tuple[dict[str, Operator], dict[str, str]]:
     """The rules of this flow by name, and why others are not."""
     if rules is not None and not isinstance(rules, Mapping):
-        rules = {rule if isinstance(rule, str) else rule.__name__: rule for rule in rules}
+        rules = _by_name([rules] if isinstance(rules, str) or callable(rules) else list(rules))
     asked = {name: one if isinstance(one, Operator) else rule_of(one) for name, one in (rules or RULES).items()}
     makers = [one for one in asked.values() if not isinstance(one, Operator)]
     if any("damping" in inspect.signature(make).parameters for make in makers):
@@ -189,6 +191,13 @@ def _operators(flow: Flow, rules: Any, offered: dict[str, Any]) -> tuple[dict[st
                 raise
             left_out[name] = str(error)
     return found, left_out
+
+
+def _by_name(rules: list[Any]) -> dict[str, Any]:
+    names = [rule if isinstance(rule, str) else getattr(rule, "__name__", "") for rule in rules]
+    if not rules or not all(names) or len(set(names)) < len(names):
+        raise ValueError(f"rules of the names {names}, expected one or more, each with its own: rules={{name: rule}}")
+    return dict(zip(names, rules, strict=True))
 
 
 def _along_time(rule: Operator, modes: np.ndarray, samples: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,14 +18,12 @@ from kpflow_dyn._shown import type_name
 from kpflow_dyn._solve import solve
 from kpflow_dyn._spaces.operators import Operator
 from kpflow_dyn._spaces.rows import CHEAP, euclidean_matrix
-from kpflow_dyn.learning_rules._feedback import feedback_alignment
 from kpflow_dyn.learning_rules._known import MakeRule, made, rule_of
 from kpflow_dyn.learning_rules._rule import gradient_of
 from kpflow_dyn.tasks._data import TaskData
 from kpflow_dyn.train import Training, trained
 
 OUT_OF_STEPS = 7  # of lsmr
-KEEP_THEIR_DRAW = (feedback_alignment,)  # its random matrices are part of the network
 
 
 def train(
@@ -54,10 +52,11 @@ def train(
 
     Args:
         rule: a function of `kp.learning_rules`, its name, or your own one, flow -> `Rule`. What it takes besides the
-            flow by these names it gets: q; seed, another one in each step (but `feedback_alignment` keeps its
-            matrices); previous, its result in the step before; readout; and loss, a function of the outputs, where
-            this is no squared error.
-        model, task, readout, steps, lr, loss, batch, z0, progress: as in `kp.train.fit`.
+            flow by these names it gets: q; seed, another one in each step; previous, its result in the step before
+            (`shampoo` goes on with its sums, `feedback_alignment` keeps its matrices); readout; and loss, a function of
+            the outputs, where this is no squared error.
+        model, task, readout, steps, lr, loss, batch, progress: as in `kp.train.fit`.
+        z0: as in `kp.train.fit`; with a batch one array [trial, unit] or [unit].
         feedback: B in q = B grad_y L in the place of the readout's transpose, as in RFLO and e-prop with random
             feedback: [unit, out], or "random" for independent normal entries of the mean square of C's.
         seed: for the draws of trials, of feedback, and of the rule.
@@ -127,8 +126,7 @@ class _Follower:
         return B.T
 
     def _made(self, flow: Flow, q: Array, readout: Any, loss: OutputLoss) -> Operator:
-        draw = 0 if self._make in KEEP_THEIR_DRAW else self._steps
-        of_training = {"q": q, "seed": int(np.random.default_rng([self._seed, draw]).integers(2**31))}
+        of_training = {"q": q, "seed": int(np.random.default_rng([self._seed, self._steps]).integers(2**31))}
         of_training |= {"previous": self._rule, "readout": readout}
         of_training |= {} if loss.quadratic else {"loss": loss}
         found = made(self._make, flow, of_training, self._options)
@@ -141,8 +139,12 @@ def _of_trials(z0: Any, trials: Any) -> Any:
     """The start of some trials."""
     if z0 is None or isinstance(trials, slice):
         return z0
+    if getattr(z0, "ndim", 0) == 1:
+        return z0
     if getattr(z0, "ndim", 0) != 2:
-        raise ValueError("with a batch, z0 must be one array [trial, unit]; train on all trials, or lay it out so")
+        raise ValueError(
+            "with a batch, z0 must be one array [trial, unit] or [unit]; train on all trials, or lay it out so"
+        )
     return z0[trials]
 
 
@@ -156,7 +158,7 @@ def _random_feedback(word: str, weight: np.ndarray, seed: int) -> np.ndarray:
 
 def _changes(rule: Operator, flow: Flow, q: Array) -> Array:
     """G q, or the least-squares changes of the weights for A q."""
-    G = gradient_of(rule)
+    G = gradient_of(rule, flow)
     if G is not None:
         return G.mv(q)
     J, space = flow.J, flow.J.codomain

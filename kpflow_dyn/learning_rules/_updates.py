@@ -168,7 +168,9 @@ def _inverse(s: np.ndarray, size: int) -> np.ndarray:
 def _by_newton_schulz(s: np.ndarray, steps: int) -> np.ndarray:
     """By which factor the quintic iteration on G / |G|_F scales each singular value."""
     a, b, c = QUINTIC
-    factors = np.full(len(s), 1 / max(np.linalg.norm(s), np.finfo(float).tiny))
+    if not s.any():
+        return np.zeros(len(s))
+    factors = np.full(len(s), 1 / np.linalg.norm(s))
     for _ in range(steps):
         squares = (factors * s) ** 2
         factors = factors * (a + b * squares + c * squares**2)

@@ -65,9 +65,10 @@ class Signs(Constraint):
 
 @dataclass(frozen=True)
 class Sparse(Constraint):
-    """Exactly round(density n^2) entries are left, drawn at random; they grow by density^-1/2, which keeps the radius.
+    """At most m = round(density n^2) entries are left, drawn at random of the c that are not zero; they grow by
+    (c / m)^1/2, which keeps the radius.
 
-        W_ij <- density^-1/2 m_ij W_ij,    m_ij in {0, 1}
+        W_ij <- (c / m)^1/2 m_ij W_ij,    m_ij in {0, 1}
 
     Args:
         density: the part of the entries that may differ from zero, 0 < density <= 1.
@@ -89,10 +90,11 @@ class Sparse(Constraint):
 
     def applied(self, W: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         left = round(self.density * W.size)
-        if np.count_nonzero(W) <= left:
+        nonzero = np.flatnonzero(W)
+        if len(nonzero) <= left:
             return W
         kept = np.zeros(W.size)
-        kept[rng.permutation(W.size)[:left]] = self.density**-0.5
+        kept[rng.permutation(nonzero)[:left]] = (len(nonzero) / max(left, 1)) ** 0.5
         return W * kept.reshape(W.shape)
 
 
