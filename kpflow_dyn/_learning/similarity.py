@@ -292,7 +292,7 @@ def _by_dsa(items: Sequence[Any], of: str, options: Mapping[str, Any]) -> Pairs:
     if of != "states":
         raise ValueError(f"measure='dsa' compares states, not {of!r}: take of='states'")
     try:
-        from DSA import DSA
+        from DSA import DSA  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("measure='dsa' needs dsa-metric: pip install 'kpflow-dyn[dsa]'") from error
     values = np.asarray(DSA([states_in(one) for one in items], **options).fit_score(), float)
